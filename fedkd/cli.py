@@ -18,6 +18,7 @@ from rich.table import Table
 
 import fedkd
 from fedkd import config
+from fedkd.app.run_folder import free_folder
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
 
@@ -64,7 +65,7 @@ def run(
 ) -> None:
     """Run an experiment, and leave a run folder with its results, models and report."""
     experiment = _experiment(file, set_, workers, engine)
-    folder = out or _new_folder(Path("runs") / experiment.name)
+    folder = out or free_folder(Path("runs") / experiment.name)
     from fedkd.engine.simulate import simulate
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
@@ -92,7 +93,7 @@ def compare(
 ) -> None:
     """Run an experiment with several strategies and seeds, and print one table with mean and standard deviation."""
     experiment = _experiment(file, set_, workers, None)
-    folder = out or _new_folder(Path("runs") / f"{experiment.name}-compare")
+    folder = out or free_folder(Path("runs") / f"{experiment.name}-compare")
     from fedkd.compare import compare as run_all
     from fedkd.compare import plan
     from fedkd.progress import RoundProgress
@@ -163,15 +164,6 @@ def _experiment(file: Path, overrides: list[str] | None, workers: int | None, en
     options: dict[str, Any] = {"engine.workers": workers, "engine.name": engine}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     return config.load(file, [*(overrides or []), *given])
-
-
-def _new_folder(path: Path) -> Path:
-    """Return the path, or the first numbered one beside it that is free: no run is overwritten unasked."""
-    number, folder = 1, path
-    while folder.exists():
-        number += 1
-        folder = path.with_name(f"{path.name}-{number}")
-    return folder
 
 
 def _split(option: str, text: str) -> list[str]:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedkd.app.loop import OnRound
+from fedkd.app.run_folder import claim
 from fedkd.config import Experiment
 from fedkd.engine.simulate import check, simulate
 
@@ -61,11 +62,13 @@ def compare(
         on_round: called after every round of every run with its record.
 
     Raises:
-        UserError: a strategy does not exist or cannot run the experiment; nothing has been run then.
+        UserError: a strategy does not exist or cannot run the experiment, or the folder is in use; nothing has been
+            run then.
     """
     variants = plan(experiment, strategies, seeds)
     for variant in variants:
         check(variant)
+    claim(out)
     runs = []
     for variant in variants:
         folder = out / variant.strategy.replace(":", ".") / f"seed-{variant.seed}"

@@ -68,7 +68,9 @@ class FederationSettings(Section):
 class TrainSettings(Section):
     """How students are trained, unless a strategy says otherwise."""
 
-    local_epochs: int = Field(10, ge=0, description="passes over the private shard per round")
+    local_epochs: int = Field(
+        10, ge=0, description="passes over the private shard per round; a strategy's own setting goes before it"
+    )
     batch_size: int = Field(32, ge=1, description="samples per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser, fresh in every fit")
     lr: float = Field(1e-3, gt=0, description="learning rate")
@@ -112,6 +114,16 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check_across(self) -> Self:
+        if self.train.momentum and self.train.optimizer != "sgd":
+            raise ValueError(
+                f"train.momentum: only optimizer 'sgd' has one, found {self.train.momentum} with "
+                f"{self.train.optimizer!r}; remove it or set train.optimizer = 'sgd'"
+            )
+        if self.engine.gpus_per_worker and (self.engine.name == "flower" or not self._has_ray_workers):
+            raise ValueError(
+                f"engine.gpus_per_worker: only our own Ray workers share GPUs, found {self.engine.gpus_per_worker:g} "
+                "without any; remove it or set engine.workers above 0 and engine.name = 'local'"
+            )
         if self.engine.name == "flower" and self.engine.plan != "one-by-one":
             raise ValueError(
                 "engine.plan: Flower's engine trains clients one by one, found 'cohorts'; set 'one-by-one'"
@@ -121,6 +133,10 @@ class Experiment(Section):
                 "engine.address: only our own grid joins a Ray cluster; remove it or set engine.name = 'local'"
             )
         return self
+
+    @property
+    def _has_ray_workers(self) -> bool:
+        return self.engine.workers > 0 or self.engine.address is not None
 
     def to_toml(self) -> str:
         """Return the complete experiment as TOML text, every default written out."""

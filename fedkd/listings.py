@@ -71,7 +71,7 @@ def _strategy(name: str) -> Row:
         "up": _kind(card.up),
         "down": _kind(card.down),
         "needs": ", ".join(need for need, given in needs.items() if given) or "–",
-        "traffic": card.traffic,
+        "traffic": card.traffic or ("0" if card.up is None and card.down is None else "–"),
         "paper": card.title if card.authors == "-" else f"{card.authors} {card.year}{reference}",
         "title": card.title,
         "deviations": list(card.deviations),

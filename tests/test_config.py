@@ -117,6 +117,7 @@ VALID: Mapping[str, Check] = {
     "engine.evaluate_every": whole(0),
     "engine.timeout": POSITIVE,
 }
+NEEDS = {"train.momentum": ["train.optimizer=sgd"], "engine.gpus_per_worker": ["engine.workers=1"]}
 POOL: list[Any] = [
     True, False, -3, -1, 0, 1, 2, 7, 2**70, -0.5, 0.0, 0.5, 1.0, 1.5, 40.0, math.nan, math.inf, -math.inf,
     "", "a", "cnn", "iid", "adam", "one-by-one", "..", "-a", "a b", "a/b", "line\nbreak", "0", "inf", "float64",
@@ -166,7 +167,7 @@ def test_a_value_is_taken_as_it_is_or_refused_in_one_line(key: str) -> None:
     for value in POOL:
         source = tomli_w.dumps(nested(key, value))
         if VALID[key](value):
-            found = value_of(loads(source), key)
+            found = value_of(loads(source, NEEDS.get(key, [])), key)
             assert table(value) or found == (tuple(value) if isinstance(value, list) else value)
         else:
             place, _, found = refusal(source).rpartition(", found ")
@@ -378,3 +379,20 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         loads("rounds = 2", [override], where="run.toml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+# -- settings that contradict each other
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.momentum=0.9"], "train.momentum: only optimizer 'sgd' has one, found 0.9 with 'adam'; remove it"),
+        (["engine.gpus_per_worker=0.5"], "engine.gpus_per_worker: only our own Ray workers share GPUs, found 0.5"),
+        (["engine.gpus_per_worker=0.5", "engine.workers=2", "engine.name=flower"], "engine.gpus_per_worker: only our"),
+        (["engine.plan=cohorts", "engine.name=flower"], "engine.plan: Flower's engine trains clients one by one"),
+        (["engine.address=ray://a:1", "engine.name=flower"], "engine.address: only our own grid joins a Ray cluster"),
+    ],
+)
+def test_what_would_be_ignored_in_silence_is_refused(settings: list[str], message: str) -> None:
+    assert refusal("", *settings).startswith(f"run.toml: {message}")

@@ -45,3 +45,12 @@ def test_it_runs_on_flower_with_the_same_digest(own_strategy):
 def test_the_python_example_runs():
     example = next(block for block in BLOCKS if "fedkd.simulate" in block)
     exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own README
+
+
+def test_the_example_of_own_data_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "data.md", "exec"), {})  # noqa: S102
+    own = {"data.name": "measurements.npz", "federation.views": ["sensor"], "federation.architectures": ["mlp"]}
+    metrics = fedkd.simulate(Experiment(rounds=1).changed(**own)).metrics
+    assert 0.25 < metrics["clients_global"]["accuracy"] <= 1

@@ -23,6 +23,7 @@ from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh
 from fedkd.learner.requests import Ask
 from fedkd.strategy import Strategy
+from fedkd.strategy.base import expect_payload
 from fedkd.strategy.registry import create
 
 TRAIN, EVALUATE, HELLO = "train", "evaluate", "query.hello"
@@ -87,6 +88,7 @@ class ClientSide:
         if task.state is None:
             self.strategy.client_setup(client)
         knowledge = self.strategy.client_round(client, knowledge_of(task.message.content))
+        expect_payload("client_round", knowledge, self.strategy.card.up)
         state = flatten(client.models, client.state)
         reply: Header = {
             "round": client.round,

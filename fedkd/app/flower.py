@@ -20,7 +20,7 @@ import fedkd
 from fedkd import config
 from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models
 from fedkd.app.loop import Run, run
-from fedkd.app.run_folder import RunFolder
+from fedkd.app.run_folder import RunFolder, free_folder
 from fedkd.app.state import FolderStates, State
 from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
@@ -36,8 +36,8 @@ def make_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
-        out = str(context.run_config.get("out", "")) or f"runs/{experiment.name}"
-        folder = RunFolder(Path(out), experiment)
+        out = str(context.run_config.get("out", ""))
+        folder = RunFolder(Path(out) if out else free_folder(Path("runs") / experiment.name), experiment)
         finished = run(grid, experiment, folder.add_round)
         folder.finish(finished, client_models(experiment, _states_here(context, finished)))
 

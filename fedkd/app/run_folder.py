@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,8 @@ from fedkd.learner.model import Model
 from fedkd.learner.model_file import read_model, to_bytes
 from fedkd.strategy.registry import find
 
+FLOWER_LOG = "flower.log"
+"""What Flower said; it is there before its server writes anything."""
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets", "torchmetrics")
 
 
@@ -36,21 +37,10 @@ class RunFolder:
         """Make the folder, and write down what is about to be run.
 
         Raises:
-            UserError: the folder holds something that is no run, or cannot be made.
+            UserError: see :func:`claim`.
         """
+        claim(path)
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            foreign = any(path.iterdir()) and not (path / "experiment.toml").exists()
-        except OSError as error:
-            raise UserError(f"{path}: expected a folder that can be made, but: {error}.") from error
-        if foreign:
-            raise UserError(
-                f"{path}: expected a new folder or an earlier run's, found other files; choose another with --out."
-            )
-        for name in ("rounds.jsonl", "clients.jsonl", "summary.json", "report.html"):
-            (path / name).unlink(missing_ok=True)
-        shutil.rmtree(path / "models", ignore_errors=True)
         self._write("experiment.toml", experiment.to_toml())
         self._write("manifest.json", _pretty(manifest(experiment)))
 
@@ -78,6 +68,31 @@ class RunFolder:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content.encode() if isinstance(content, str) else content)
+
+
+def claim(path: Path) -> None:
+    """Make a folder for results; nothing that anybody has written is ever replaced.
+
+    Raises:
+        UserError: there are files in it, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        found = sorted(file.name for file in path.iterdir() if file.name != FLOWER_LOG)
+    except OSError as error:
+        raise UserError(f"{path}: expected a folder that can be made, but: {error}.") from error
+    if found:
+        what = "an earlier run" if "experiment.toml" in found else ", ".join(found[:3])
+        raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
+
+
+def free_folder(path: Path) -> Path:
+    """Return the path, or the first numbered one beside it that is free."""
+    number, folder = 1, path
+    while folder.exists():
+        number += 1
+        folder = path.with_name(f"{path.name}-{number}")
+    return folder
 
 
 def read_models(path: Path) -> tuple[dict[str, Model], dict[str, dict[str, Model]]]:

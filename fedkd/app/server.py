@@ -5,7 +5,9 @@ foreign Flower ServerApp (see ``as_flower``).
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +30,7 @@ from fedkd.knowledge import Contract, Knowledge, KnowledgeError
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
-from fedkd.strategy.base import check_fits
+from fedkd.strategy.base import check_fits, expect_payload
 from fedkd.strategy.registry import create
 
 LOG = logging.getLogger("fedkd")
@@ -75,8 +77,9 @@ class ServerSide:
         """
         self.roster = read_roster(replies, self.federation, self.strategy)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
-        self.server.start_students(self.strategy.server_model)
-        self.strategy.server_setup(self.server)
+        with self._server_half():
+            self.server.start_students(self.strategy.server_model)
+            self.strategy.server_setup(self.server)
 
     # -- train ----------------------------------------------------------------------------------------------------
 
@@ -86,7 +89,10 @@ class ServerSide:
         messages: list[Message] = []
         self._sent = {}
         for key in self._participants(round_):
-            download = self.strategy.download(self.server, self.server.clients[key], self._common)
+            with self._server_half():
+                download = self.strategy.download(self.server, self.server.clients[key], self._common)
+                if download is not None:
+                    expect_payload("download", download, self.strategy.card.down)
             if download is not None:
                 kind = type(download).__name__
                 self._sent[kind] = self._sent.get(kind, 0) + download.num_bytes
@@ -113,7 +119,8 @@ class ServerSide:
         for reply in usable:
             kind = type(reply.knowledge).__name__
             received[kind] = received.get(kind, 0) + reply.knowledge.num_bytes
-        self._common = self.strategy.server_round(self.server, usable)
+        with self._server_half():
+            self._common = self.strategy.server_round(self.server, usable)
         self._expect_finite()
         self._chain_digest()
         return RoundRecord(self.server.round, 0.0, sorted(accepted), failed, received, dict(self._sent), self.digest)
@@ -205,7 +212,8 @@ class ServerSide:
             self.server.predict([model], [self.federation.test(view)])[0]
             for model, view in ((self.server.models[name], view) for name, view in self.server.students.items())
         ]
-        combined = self.strategy.ensemble(torch.stack(logits)) if logits else None
+        with self._server_half():
+            combined = self.strategy.ensemble(torch.stack(logits)) if logits else None
         return {
             "clients_global": metrics.summarise([client.global_ for client in clients]),
             "clients_local": metrics.summarise([client.local for client in clients]),
@@ -222,6 +230,17 @@ class ServerSide:
         return self.federation.dataset.labels[self.federation.splits.test]
 
     # -- small things ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _server_half(self) -> Iterator[None]:
+        """Run the strategy's server half: its mistake ends the run, with its traceback."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            raise RunError(f"round {self.server.round}: the strategy's server half failed.\n{text}") from error
 
     def _participants(self, round_: int) -> list[str]:
         keys = [key for key, participant in sorted(self.roster.items()) if participant.models]

@@ -182,6 +182,9 @@ def _build(text: str, dataset: DataSet) -> Federation:
 
 def _split(experiment: Experiment, dataset: DataSet) -> Splits:
     settings, official = experiment.data, dataset.official_test
+    if len(dataset.classes) < 2:  # noqa: PLR2004 - with one class there is nothing to tell apart
+        found = f"found only {dataset.classes[0]!r}"
+        raise UserError(f"data: expected two classes or more in {settings.name!r}, {found}; add samples of another.")
     order = torch.randperm(len(dataset.labels), generator=seeding.generator(experiment.seed, "splits"))
     if official is not None:
         test, rest = order[official[order]], order[~official[order]]

@@ -35,6 +35,7 @@ _IDX_FILES = tuple(
 )
 _IMAGE_RANKS = (3, 4)  # (N, height, width) and (N, height, width, channels)
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, colour, colour + alpha
+_COLOURS = (1, 3)  # grey, colour
 _READ_ERRORS = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
 
 _TEN_DIGITS = tuple("0123456789")
@@ -102,9 +103,9 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
     Args:
         name: a built-in name (see :func:`names`), a path that ends in ``.npz``, or the path of an image folder.
 
-            An ``.npz`` file holds ``labels`` ``(N,)``; every other numeric array of ``N`` rows and two or more
-            dimensions is a view. ``uint8`` arrays ``(N, height, width)`` or ``(N, height, width, channels)`` are
-            images and get scaled to [0, 1]; all others are taken as they are. Optional: ``classes`` (names),
+            An ``.npz`` file holds ``labels`` ``(N,)``; every other numeric array of two or more dimensions is a view of
+            ``N`` rows. ``uint8`` arrays ``(N, height, width)`` or ``(N, height, width, channels)`` are images and get
+            scaled to [0, 1]; all others are taken as they are, images channels first. Optional: ``classes`` (names),
             ``is_test`` (official test rows) and ``groups`` (natural owner of each sample).
 
             An image folder holds ``<class>/<file>``, or ``train/`` and ``test/`` with that inside; its images become
@@ -296,7 +297,11 @@ def _read_npz(path: Path) -> DataSet:
         raise UserError(f"{path}: expected key 'labels' (class numbers), found {_keys(arrays)}; add or rename it.")
     labels = _as_labels(path, arrays.pop("labels"))
     classes, is_test, groups = (arrays.pop(key, None) for key in ("classes", "is_test", "groups"))
-    views = {name: array for name, array in arrays.items() if _is_view(array, len(labels))}
+    views = {name: array for name, array in arrays.items() if _is_view(array)}
+    for name, array in views.items():
+        if len(array) != len(labels):
+            expected = f"expected {len(labels)} rows, one per label"
+            raise UserError(f"{path}: {name!r}: {expected}, found {len(array)}; align it, or leave it out.")
     if not views:
         raise UserError(f"{path}: expected a view ({len(labels)}, ...), found {_keys(arrays)}; add one.")
     return DataSet(
@@ -339,18 +344,26 @@ def _as_groups(groups: Array) -> Tensor:
     return torch.from_numpy(numbers.astype(np.int64))
 
 
-def _is_view(array: Array, rows: int) -> bool:
+def _is_view(array: Array) -> bool:
     """Tell views from notes such as file names, scales and running numbers."""
-    return array.dtype.kind in "biuf" and array.ndim > 1 and len(array) == rows
+    return array.dtype.kind in "biuf" and array.ndim > 1
 
 
 def _as_view(where: str, array: Array) -> Tensor:
     if array.dtype != np.uint8 or array.ndim not in _IMAGE_RANKS:
+        if _looks_channels_last(array):
+            expected = "expected numbers that are no bytes channels first, (N, channels, height, width)"
+            raise UserError(f"{where}: {expected}, found {array.shape}; transpose it, or store bytes (uint8).")
         return torch.from_numpy(array.astype(np.float32))
     if array.ndim == max(_IMAGE_RANKS) and array.shape[-1] not in _CHANNELS:
         shapes = "(N, height, width) or (N, height, width, channels) with at most 4 channels"
         raise UserError(f"{where}: expected images of shape {shapes}, found {array.shape}; reorder the axes.")
     return _as_images(array)
+
+
+def _looks_channels_last(array: Array) -> bool:
+    """Tell ``(N, H, W, 1 or 3)`` by what it would be otherwise: images of many channels, 1 or 3 pixels wide."""
+    return array.ndim == max(_IMAGE_RANKS) and array.shape[3] in _COLOURS and array.shape[1] > max(_CHANNELS)
 
 
 def _keys(arrays: Mapping[str, Array]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +13,12 @@ import tomli_w
 
 import fedkd
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import RunFolder, read_lines, read_models
+from fedkd.app.run_folder import FLOWER_LOG, claim, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data import sources
 from fedkd.engine.flower import run_app
 from fedkd.engine.result import Result, make_result
-from fedkd.errors import RunError
+from fedkd.errors import RunError, UserError
 from fedkd.strategy.registry import PACKAGE
 
 APP = """\
@@ -40,13 +41,13 @@ def run_on_flower(experiment: Experiment, out: Path | None, on_round: Callable[[
         RunError: the run did not complete.
     """
     with _folder(out) as folder, tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
-        RunFolder(folder, experiment)  # refuse a folder that is no run, and forget an earlier run's rounds
+        claim(folder)
         write_app(Path(app), experiment, folder)
         progress = _Progress(folder / "rounds.jsonl", on_round)
         run_app(
             Path(app),
             supernodes=experiment.federation.clients,
-            log=folder / "flower.log",
+            log=folder / FLOWER_LOG,
             concurrent_clients=max(1, experiment.engine.workers),
             on_poll=progress.report,
         )
@@ -67,7 +68,13 @@ def write_app(app: Path, experiment: Experiment, out: Path) -> None:
         app: an empty folder.
         experiment: what the app runs.
         out: run folder, where server and clients leave their results.
+
+    Raises:
+        UserError: Flower would leave the strategy's file out.
     """
+    if re.fullmatch(r"test_.*|.*_test", experiment.strategy):
+        found = f"found {experiment.strategy!r}, whose file Flower would leave out of the bundle"
+        raise UserError(f"strategy: expected a name that does not look like a test's, {found}; rename it.")
     text = with_absolute_paths(experiment).to_toml()
     project = {
         "project": {

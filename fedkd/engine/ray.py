@@ -7,6 +7,8 @@ States stay in Ray's object store and travel as references.
 
 import logging
 import os
+import re
+import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,11 @@ from fedkd.errors import RunError, UserError
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
+GIGA = 1e9
+WORKER_BYTES = 0.6e9
+"""Memory that a worker has for itself once torch and the small data sets are loaded (measured: 0.5 GB)."""
+CONNECT_SECONDS = 5.0
+"""Seconds that a Ray cluster may take to answer at its address."""
 START_SECONDS = 300.0
 """Seconds that a worker may take to start: a cluster may first have to make room for it."""
 
@@ -165,7 +172,7 @@ def _connect(experiment: Experiment) -> bool:
     threads = str(experiment.engine.threads)
     environment = {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}
     if experiment.engine.address:
-        ray.init(address=experiment.engine.address, runtime_env=environment)
+        _join(experiment.engine.address, environment)
         return True
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; Ray warns until then
@@ -179,12 +186,35 @@ def _connect(experiment: Experiment) -> bool:
     return True
 
 
+def _join(address: str, environment: dict[str, Any]) -> None:
+    """Join a running cluster. Ray would wait for minutes for one that is not there, so the door is tried first.
+
+    Raises:
+        UserError: there is none at the address.
+    """
+    place = re.fullmatch(r"(?:ray://)?([^:/]+):(\d{1,5})", address)
+    if place is None and address != "auto":
+        raise UserError(f"engine.address: expected ray://host:port, host:port or 'auto', found {address!r}.")
+    try:
+        if place is not None:
+            socket.create_connection((place[1], int(place[2])), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, runtime_env=environment)
+    except (OSError, OverflowError, RuntimeError) as error:
+        cause = f"found none that answers: {' '.join(str(error).split())}"
+        raise UserError(f"engine.address: expected a running Ray cluster at {address!r}, {cause}.") from error
+
+
 def _check_room(experiment: Experiment) -> None:
     """Refuse to wait for what will never be there; a cluster that is joined by address may grow."""
     engine = experiment.engine
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     workers = max(1, engine.workers)
-    for what, needed in (("CPU", workers), ("GPU", workers * engine.gpus_per_worker)):
+    for what, needed, unit in (
+        ("CPU", workers, 1.0),
+        ("GPU", workers * engine.gpus_per_worker, 1.0),
+        ("memory", workers * WORKER_BYTES, GIGA),
+    ):
         if needed > has.get(what, 0) and not engine.address:
-            found = f"{needed:g} {what} for {workers} workers, found {has.get(what, 0):g}"
+            name = "GB of memory" if what == "memory" else what
+            found = f"{needed / unit:g} {name} for {workers} workers, found {has.get(what, 0) / unit:.3g}"
             raise UserError(f"engine: expected {found}; lower engine.workers or engine.gpus_per_worker.")

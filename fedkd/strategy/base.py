@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
 
@@ -25,6 +25,23 @@ def payload_type(payload: Payload | None) -> type[Knowledge] | None:
     return Bundle if isinstance(payload, Mapping) else payload
 
 
+def expect_payload(where: str, knowledge: object, payload: Payload | None) -> None:
+    """Refuse to send what a card does not announce.
+
+    Args:
+        where: the method that returned it.
+        knowledge: what it returned.
+        payload: what the card says.
+
+    Raises:
+        TypeError: the one is not of the type of the other.
+    """
+    expected = payload_type(payload) or type(None)
+    if type(knowledge) is not expected:
+        said, found = (kind.__name__.removesuffix("Type") for kind in (expected, type(knowledge)))
+        raise TypeError(f"{where}: the card says {said}, found {found}")
+
+
 @dataclass(frozen=True)
 class MethodCard:
     """Facts about one published method; tables in README and ``fedkd list`` are made from it.
@@ -37,7 +54,7 @@ class MethodCard:
         up: what a client sends each round, or the parts of a bundle by name; None if nothing travels.
         down: what a client receives.
         traffic: bytes per client and round, as a formula (``M`` public samples, ``C`` classes, ``d`` feature width,
-            ``P`` parameters; four bytes per number, eight per id).
+            ``P`` parameters; four bytes per number, eight per id); empty if not stated, or if nothing travels.
         needs_public_set: whether clients must see a public set.
         needs_public_labels: whether it must be labelled.
         heterogeneous_models: whether clients may differ in architecture.
@@ -52,7 +69,7 @@ class MethodCard:
     arxiv: str = ""
     up: Payload | None = None
     down: Payload | None = None
-    traffic: str = "0"
+    traffic: str = ""
     needs_public_set: bool = False
     needs_public_labels: bool = False
     heterogeneous_models: bool = True
@@ -75,6 +92,20 @@ class Strategy(ABC):
     def __init__(self, settings: StrategySettings | None = None) -> None:
         """Take the settings, or all defaults."""
         self.settings: Any = settings or self.Settings()
+
+    @final
+    def sealed(self) -> Self:
+        """Return this strategy, which from now on refuses to keep anything on ``self``."""
+        self._sealed = True
+        return self
+
+    @final
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute while the strategy is built; later it would be another one in every process."""
+        if "_sealed" in vars(self):
+            kept = f"{type(self).__name__}: a strategy keeps nothing on self, found self.{name} = ..."
+            raise AttributeError(f"{kept}; keep tensors in client.state or server.state.")
+        super().__setattr__(name, value)
 
     # -- client half --------------------------------------------------------------------------------------------------
 

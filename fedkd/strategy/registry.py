@@ -25,11 +25,15 @@ def create(experiment: Experiment) -> Strategy:
         UserError: there is no such strategy, its module fails to import, or a setting is wrong.
     """
     strategy = find(experiment.strategy)
-    for name in experiment.strategies:
+    tables: Mapping[str, Mapping[str, Any]] = {experiment.strategy: {}, **experiment.strategies}
+    for name in tables:
         if ":" not in name and name not in names():
             raise unknown("strategy", name, names(), where="strategies")
-    values: Mapping[str, Any] = experiment.strategies.get(experiment.strategy, {})
-    return strategy(validate(strategy.Settings, values, where=f"strategies.{experiment.strategy}"))
+    # Those of strategies that do not run are checked too: a typing error must not wait for the comparison.
+    settings = {
+        name: validate(find(name).Settings, values, where=f"strategies.{name}") for name, values in tables.items()
+    }
+    return strategy(settings[experiment.strategy]).sealed()
 
 
 def find(name: str) -> type[Strategy]:

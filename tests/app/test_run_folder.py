@@ -14,7 +14,7 @@ import torch
 import fedkd
 from fedkd import config
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import RunFolder, manifest, read_lines, read_models
+from fedkd.app.run_folder import RunFolder, free_folder, manifest, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.simulate import simulate
@@ -91,29 +91,26 @@ def test_every_default_is_written_out(tmp_path: Path) -> None:
         assert key in text
 
 
-def test_earlier_results_are_replaced(tmp_path: Path) -> None:
+def test_an_earlier_run_is_never_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     simulate(FEDDF, out=folder)
-    (folder / "report.html").write_text("old", encoding="utf-8")
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
 
-    simulate(FEDMD.changed(**{"rounds": 1, "federation.clients": 2}), out=folder)
+    with pytest.raises(UserError, match=r"run: expected a new or empty folder, found an earlier run; choose another"):
+        simulate(FEDMD, out=folder)
 
-    assert files(folder) == {
-        "experiment.toml",
-        "manifest.json",
-        "rounds.jsonl",
-        "clients.jsonl",
-        "summary.json",
-        "models/clients/client-0/student.safetensors",
-        "models/clients/client-1/student.safetensors",
-    }
-    assert len(read_lines(folder / "rounds.jsonl")) == 1
-    assert len(read_lines(folder / "clients.jsonl")) == 2
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+
+
+def test_the_first_free_name_is_taken(tmp_path: Path) -> None:
+    assert free_folder(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").write_text("a file", encoding="utf-8")
+    assert free_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_a_run_that_was_cut_off_keeps_its_finished_rounds_and_is_not_complete(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    simulate(FEDDF, out=folder)
 
     def interrupt(record: RoundRecord) -> None:
         raise KeyboardInterrupt
@@ -150,7 +147,7 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path: Path,
     (folder / "models" / "precious.bin").write_bytes(b"1")
     (folder / name).write_text("mine", encoding="utf-8")
 
-    with pytest.raises(UserError, match=r"mine: expected a new folder or an earlier run's, found other files; choose"):
+    with pytest.raises(UserError, match=r"mine: expected a new or empty folder, found .*; choose another"):
         simulate(FEDMD, out=folder)
 
     assert files(folder) == {name, "models/precious.bin"}
@@ -176,15 +173,12 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
     assert path.read_text(encoding="utf-8") == "mine"
 
 
-def test_an_experiment_that_cannot_run_leaves_an_earlier_run_alone(tmp_path: Path) -> None:
-    simulate(FEDMD, out=tmp_path / "run")
-    before = {name: (tmp_path / "run" / name).read_bytes() for name in files(tmp_path / "run")}
-
+def test_an_experiment_that_cannot_run_leaves_no_folder(tmp_path: Path) -> None:
     for wrong in ({"strategy": "fedmb"}, {"data.public": 0}, {"strategy": "public_only"}, {"federation.views": ("x",)}):
         with pytest.raises(UserError):
             simulate(FEDMD.changed(**wrong), out=tmp_path / "run")
 
-    assert {name: (tmp_path / "run" / name).read_bytes() for name in files(tmp_path / "run")} == before
+    assert not (tmp_path / "run").exists()
 
 
 # --- manifest

@@ -19,7 +19,9 @@ from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError
 from fedkd.knowledge import Generator, SoftLabels
 from fedkd.learner.model import fresh
-from fedkd.learner.server import Reply
+from fedkd.learner.server import Reply, Server
+from fedkd.strategy import Strategy
+from strategies.fedmd import FedMD
 
 VICTIM, ROUND = "client-1", 2
 SMALL: Mapping[str, Any] = {
@@ -476,7 +478,7 @@ def test_a_result_that_is_no_number_is_not_sent_to_everybody(
     side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
     messages = side.train_messages(1)
     diverged = SoftLabels(side.federation.public_subset(1), torch.full((40, 10), float("nan")))
-    monkeypatch.setattr(side.strategy, "server_round", lambda server, replies: diverged)
+    monkeypatch.setattr(type(side.strategy), "server_round", lambda self, server, replies: diverged)
 
     with pytest.raises(RunError, match="round 1: logits is not finite after the server's half"):
         side.take_replies(messages, grid.send_and_receive(messages))
@@ -531,7 +533,7 @@ def test_the_strategy_sees_replies_in_the_order_of_the_keys(
     grid = LocalGrid(experiment)
     side.welcome(reversed(list(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))))
     seen: list[Sequence[Reply[SoftLabels]]] = []
-    monkeypatch.setattr(side.strategy, "server_round", lambda server, replies: seen.append(replies))
+    monkeypatch.setattr(type(side.strategy), "server_round", lambda self, server, replies: seen.append(replies))
     messages = side.train_messages(1)
 
     side.take_replies(messages, reversed(list(grid.send_and_receive(messages))))
@@ -547,7 +549,7 @@ def test_the_ensemble_sees_logits_in_the_order_of_the_keys(
     side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
     replies = list(grid.send_and_receive(messages := side.evaluate_messages()))
     seen: list[Tensor] = []
-    monkeypatch.setattr(side.strategy, "ensemble", lambda logits: seen.append(logits) or logits[0])
+    monkeypatch.setattr(type(side.strategy), "ensemble", lambda self, logits: seen.append(logits) or logits[0])
 
     side.take_evaluations(messages, reversed(replies))
 
@@ -567,7 +569,7 @@ def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experi
 
     def other_consensus(side: ServerSide) -> None:
         ids = side.federation.public_subset(1)
-        side.strategy.server_round = lambda server, replies: SoftLabels(ids, torch.zeros(40, 10))  # type: ignore[method-assign]
+        vars(side.strategy)["server_round"] = lambda server, replies: SoftLabels(ids, torch.zeros(40, 10))
 
     changes: list[Callable[[ServerSide], None]] = [
         lambda side: None,
@@ -584,3 +586,30 @@ def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experi
 
     assert digests[0] == digest_after(changes[0])
     assert len(set(digests)) == len(changes)
+
+
+# -- a strategy's mistakes on the server
+
+
+def fails(self: Strategy, server: Server, replies: object) -> None:
+    raise ZeroDivisionError("of my own")
+
+
+def keeps(self: Strategy, server: Server, replies: object) -> None:
+    self.last = replies
+
+
+@pytest.mark.parametrize(
+    ("method", "mistake", "message"),
+    [
+        ("server_round", fails, r"round 1: the strategy's server half failed.(?s:.)*in fails(?s:.)*of my own"),
+        ("server_round", keeps, r"FedMD: a strategy keeps nothing on self, found self.last = ...; keep tensors"),
+        ("download", lambda self, *others: torch.zeros(1), "download: the card says SoftLabels, found Tensor"),
+    ],
+)
+def test_a_mistake_in_the_server_half_ends_the_run_with_its_traceback(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, method: str, mistake: Callable[..., Any], message: str
+) -> None:
+    monkeypatch.setattr(FedMD, method, mistake)
+    with pytest.raises(RunError, match=message):
+        run(LocalGrid(experiment), experiment)

@@ -320,6 +320,12 @@ def test_an_impossible_federation_is_refused_with_a_reason(make: Make, changes: 
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", labels=np.zeros(9, np.int64), x=np.zeros((9, 2)))
+    with pytest.raises(UserError, match=r"data: expected two classes or more in '.*one.npz', found only '0'"):
+        build(parse({"data": {"name": str(tmp_path / "one.npz")}}, {}, "test"))
+
+
 def test_the_default_experiment_can_be_built() -> None:
     federation = build(Experiment())
     assert len(federation.holdings) == 10

@@ -272,13 +272,31 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_cause(own_strategies: 
     [
         ({"engine.workers": 3}, "expected 3 CPU for 3 workers, found 2"),
         ({"engine.workers": 2, "engine.gpus_per_worker": 0.5}, "expected 1 GPU for 2 workers, found 0"),
+        ({"engine.workers": 2}, "expected 1e.09 GB of memory for 2 workers, found"),
     ],
 )
-def test_what_will_never_be_there_is_not_waited_for(change: Mapping[str, object], problem: str) -> None:
+def test_what_will_never_be_there_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, change: Mapping[str, object], problem: str
+) -> None:
+    import fedkd.engine.ray
     from fedkd.engine.ray import RayGrid
 
+    if "memory" in problem:
+        monkeypatch.setattr(fedkd.engine.ray, "WORKER_BYTES", 5e17)
     with pytest.raises(UserError, match=problem):
         RayGrid(Experiment(strategy="local", **SMALL).changed(**change))
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(address: str) -> None:
+    from fedkd.engine.ray import _join
+
+    started = time.monotonic()
+    with pytest.raises(UserError, match=f"expected a running Ray cluster at '{address}', found none that answers"):
+        _join(address, {})
+    assert time.monotonic() - started < 10
+    with pytest.raises(UserError, match="expected ray://host:port, host:port or 'auto', found 'ray://nowhere'"):
+        _join("ray://nowhere", {})
 
 
 # --- a run that starts Ray itself
