@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedkd.errors import UserError
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
 Weights = Mapping[str, Tensor]
+
+_FLAT = "weights"  # all entries as one array: averaging looks at each number alone
 
 
 def average_weights(weights: Sequence[Weights], num_samples: Sequence[int]) -> dict[str, Tensor]:
@@ -38,27 +43,35 @@ def average_weights(weights: Sequence[Weights], num_samples: Sequence[int]) -> d
     _expect_same_entries(weights)
     _expect_weighting(num_samples, clients=len(weights))
     with quiet():
-        messages = [_as_reply(*reply) for reply in zip(weights, num_samples, strict=True)]
+        names = [name for name, value in weights[0].items() if value.is_floating_point()]
+        messages = [_as_reply(*reply, names) for reply in zip(weights, num_samples, strict=True)]
         averaged, _ = FedAvg().aggregate_train(server_round=1, replies=messages)
-    means = averaged.to_torch_state_dict() if averaged is not None else {}
-    return {name: means.get(name, first).to(first, copy=True) for name, first in _detached(weights[0]).items()}
+    assert averaged is not None  # noqa: S101 - said to the type checker: there is at least one reply
+    means = iter(torch.from_numpy(averaged[_FLAT].numpy()).split([weights[0][name].numel() for name in names]))
+    return {
+        name: next(means).reshape(first.shape).to(first, copy=True) if first.is_floating_point() else first.clone()
+        for name, first in ((name, value.detach()) for name, value in weights[0].items())
+    }
 
 
-def _as_reply(weights: Weights, num_samples: int) -> "Message":
-    """Wrap the floating-point entries of one client, in float64, the way ``FedAvg`` expects a reply."""
+def _as_reply(weights: Weights, num_samples: int, names: Sequence[str]) -> "Message":
+    """Wrap the entries of these names of one client the way ``FedAvg`` expects a reply."""
     from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
+    class InMemory(Array):
+        """Hands its numbers to ``FedAvg`` when it asks for them, without writing and reading them as bytes first."""
+
+        def numpy(self) -> NDArray[np.float64]:
+            """Return all entries, one after the other, in float64."""
+            flat = [weights[name].detach().reshape(-1).double().cpu() for name in names]
+            return torch.cat([torch.empty(0, dtype=torch.float64), *flat]).numpy()
+
     ensure_task_identity()
-    floating = {name: value for name, value in _detached(weights).items() if value.is_floating_point()}
-    arrays = ArrayRecord({name: Array(value.double().cpu().numpy()) for name, value in floating.items()})
-    metrics = MetricRecord({"num-examples": float(num_samples)})
-    content = RecordDict({"arrays": arrays, "metrics": metrics})
+    size = sum(weights[name].numel() for name in names)
+    arrays = ArrayRecord()
+    arrays[_FLAT] = InMemory(dtype="float64", shape=(size,), stype="in memory", data=b"")
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": float(num_samples)})})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
-
-
-def _detached(weights: Weights) -> dict[str, Tensor]:
-    """The same tensors outside of any autograd graph."""
-    return {name: value.detach() for name, value in weights.items()}
 
 
 def _expect_same_entries(weights: Sequence[Weights]) -> None:

@@ -42,34 +42,43 @@ class Optimiser:
         }
         return {slot: {name: torch.zeros_like(p) for name, p in parameters.items()} for slot in slots[self.name]}
 
+    @torch.no_grad()
     def step(
-        self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], state: dict[str, Tensors], step: int
-    ) -> Tensors:
-        """Return the parameters after one step, and update ``state`` in place.
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        state: Mapping[str, Tensors],
+        step: int | Tensor,
+    ) -> None:
+        """Take one step: update the parameters and the state in place.
 
         Args:
             parameters: by name.
             gradients: by name, shaped like the parameters.
             state: from :meth:`start`.
-            step: number of this step, from 1.
+            step: number of this step, from 1; for a cohort that of each client, float64, shape ``(K,)``.
         """
         update = self._sgd if self.name == "sgd" else self._adam
-        return {name: update(name, p, gradients[name], state, step) for name, p in parameters.items()}
+        for name, p in parameters.items():
+            update(p, gradients[name], {slot: moments[name] for slot, moments in state.items()}, step)
 
-    def _sgd(self, name: str, p: Tensor, gradient: Tensor, state: dict[str, Tensors], step: int) -> Tensor:
+    def _sgd(self, p: Tensor, gradient: Tensor, state: Tensors, step: int | Tensor) -> None:
         if self.weight_decay:
             gradient = gradient.add(p, alpha=self.weight_decay)
         if self.momentum:
-            gradient = gradient if step == 1 else state["momentum"][name].mul_(self.momentum).add_(gradient)
-            state["momentum"][name] = gradient.clone() if step == 1 else gradient
-        return p.add(gradient, alpha=-self.lr)
+            gradient = state["momentum"].mul_(self.momentum).add_(gradient)
+        p.add_(gradient, alpha=-self.lr)
 
-    def _adam(self, name: str, p: Tensor, gradient: Tensor, state: dict[str, Tensors], step: int) -> Tensor:
+    def _adam(self, p: Tensor, gradient: Tensor, state: Tensors, step: int | Tensor) -> None:
         if self.weight_decay and self.name == "adamw":
-            p = p.mul(1 - self.lr * self.weight_decay)
+            p.mul_(1 - self.lr * self.weight_decay)
         elif self.weight_decay:
             gradient = gradient.add(p, alpha=self.weight_decay)
-        first = state["first"][name].lerp_(gradient, 1 - self.betas[0])
-        second = state["second"][name].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        denominator = second.sqrt().div_((1 - self.betas[1] ** step) ** 0.5).add_(self.eps)
-        return p.addcdiv(first, denominator, value=-self.lr / (1 - self.betas[0] ** step))
+        first = state["first"].lerp_(gradient, 1 - self.betas[0])
+        second = state["second"].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+        biases = [1 - beta**step for beta in self.betas]
+        if isinstance(step, Tensor):
+            one, two = (bias.to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)) for bias in biases)
+            p.sub_(first.mul(self.lr / one).div_(second.div(two).sqrt_().add_(self.eps)))
+        else:
+            p.addcdiv_(first, second.sqrt().div_(biases[1] ** 0.5).add_(self.eps), value=-self.lr / biases[0])

@@ -106,3 +106,9 @@ def test_refuses_no_client() -> None:
 def test_importing_does_not_import_flower() -> None:
     code = "import sys, fedkd.averaging; sys.exit(any(name.partition('.')[0] == 'flwr' for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_order_of_a_clients_entries_does_not_matter(clients: list[dict[str, Tensor]]) -> None:
+    turned = [clients[0], dict(reversed(clients[1].items())), clients[2]]
+    expected = average_weights(clients, SAMPLES)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in average_weights(turned, SAMPLES).items())

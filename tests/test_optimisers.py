@@ -41,9 +41,9 @@ def gradients(parameters: Tensors, step: int) -> Tensors:
 
 
 def run(optimiser: Optimiser, parameters: Tensors) -> Tensors:
-    state = optimiser.start(parameters)
+    parameters, state = {name: p.clone() for name, p in parameters.items()}, optimiser.start(parameters)
     for step in range(1, STEPS + 1):
-        parameters = optimiser.step(parameters, gradients(parameters, step), state, step)
+        optimiser.step(parameters, gradients(parameters, step), state, step)
     return parameters
 
 
@@ -96,13 +96,28 @@ def test_the_state_starts_at_zero_in_the_shape_of_the_parameters(optimiser: Opti
 
 
 @every_optimiser
-def test_a_step_changes_the_state_but_neither_parameters_nor_gradients(optimiser: Optimiser) -> None:
+def test_a_stack_takes_each_client_at_its_own_step(optimiser: Optimiser) -> None:
+    starts, first = [start(seed) for seed in range(3)], [1, 5, 2]
+    together = {name: torch.stack([one[name] for one in starts]) for name in SHAPES}
+    state, steps = optimiser.start(together), torch.tensor(first, dtype=torch.float64)
+    for number in range(4):
+        optimiser.step(together, gradients(together, number), state, steps + number)
+    for k, one in enumerate(starts):
+        alone = optimiser.start(one)
+        for number in range(4):
+            optimiser.step(one, gradients(one, number), alone, first[k] + number)
+        for name in SHAPES:
+            close(together[name][k], one[name])
+
+
+@every_optimiser
+def test_a_step_changes_parameters_and_state_in_place_but_not_the_gradients(optimiser: Optimiser) -> None:
     parameters, state = start(0), optimiser.start(start(0))
     given = {step: gradients(start(0), step) for step in (1, 2, 3)}
     for step, now in given.items():
         optimiser.step(parameters, now, state, step)
     for name, p in start(0).items():
-        assert torch.equal(parameters[name], p)
+        assert not torch.equal(parameters[name], p)
         assert all(torch.equal(now[name], gradients(start(0), step)[name]) for step, now in given.items())
     assert all(t.abs().max() > 0 for tensors in state.values() for t in tensors.values())
 

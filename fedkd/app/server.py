@@ -21,7 +21,7 @@ from fedkd.app.history import ClientRecord, Metrics, RoundRecord
 from fedkd.app.roster import Participant, read_roster
 from fedkd.app.state import digest, flatten
 from fedkd.app.validation import Expectation, read_evaluation, read_reply
-from fedkd.app.wire import pack
+from fedkd.app.wire import Packed, pack
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
@@ -88,6 +88,7 @@ class ServerSide:
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
         messages: list[Message] = []
         self._sent = {}
+        packed: Packed = {}
         for key in self._participants(round_):
             with self._server_half():
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
@@ -97,7 +98,7 @@ class ServerSide:
                 kind = type(download).__name__
                 self._sent[kind] = self._sent.get(kind, 0) + download.num_bytes
             header = {"round": round_, "client": key, "version": self.versions.get(key, 0)}
-            messages.append(self._message(self.roster[key].node_id, TRAIN, header, download))
+            messages.append(self._message(self.roster[key].node_id, TRAIN, header, download, packed))
         return messages
 
     def take_replies(self, messages: Iterable[Message], replies: Iterable[Message]) -> RoundRecord:
@@ -270,9 +271,14 @@ class ServerSide:
         return {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
 
     def _message(
-        self, node_id: int, message_type: str, header: Mapping[str, Any], knowledge: Knowledge | None = None
+        self,
+        node_id: int,
+        message_type: str,
+        header: Mapping[str, Any],
+        knowledge: Knowledge | None = None,
+        packed: Packed | None = None,
     ) -> Message:
-        records = pack(header, knowledge)
+        records = pack(header, knowledge, packed)
         return Message(records, dst_node_id=node_id, message_type=message_type, group_id=str(self.server.round))
 
 

@@ -45,7 +45,7 @@ def digest(*parts: Mapping[str, Tensor] | str) -> str:
             continue
         for name, tensor in sorted(part.items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
+            sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # NumPy has no bfloat16
     return sha.hexdigest()
 
 
@@ -101,15 +101,15 @@ class FolderStates:
         return self._folder / f"{key}.{version}.safetensors"
 
 
-def to_bytes(state: State) -> bytes:
+def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """Return a state as safetensors, which takes no tensor that is a view of another."""
     own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     return save(own)
 
 
 def from_bytes(content: bytes) -> State:
-    """Return the state that :func:`to_bytes` wrote."""
-    return load(content)
+    """Return the state that :func:`to_bytes` wrote, in the order of the names: the reader's own order is random."""
+    return dict(sorted(load(content).items()))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedkd import metrics
@@ -88,9 +88,10 @@ def read_evaluation(
         scores = _checked_scores(header)
         if rows is None:
             return scores, None
-        if EXTRA not in message.content.array_records:
+        record = message.content.get(EXTRA)
+        if not isinstance(record, ArrayRecord):
             raise KnowledgeError(f"evaluation: expected logits of shape {rows}, found none")
-        logits = to_tensors(message.content.array_records[EXTRA]).get("logits", torch.empty(0))
+        logits = to_tensors(record).get("logits", torch.empty(0))
         if tuple(logits.shape) != rows or not logits.is_floating_point():
             found = f"{logits.dtype} of shape {tuple(logits.shape)}"
             raise KnowledgeError(f"evaluation: expected floating-point logits of shape {rows}, found {found}")

@@ -1,42 +1,47 @@
 """Knowledge as Flower records, and back: everything that crosses the wire crosses here.
 
-A message holds a header (one ConfigRecord) and, if anything travels, the payload's flat form (one ArrayRecord).
+A message holds a header (one ConfigRecord) and, if anything travels, the payload's flat form (one ArrayRecord). All
+tensors of a payload are one array, whose bytes are a safetensors file: it knows every type of torch, its reader checks
+what it claims, and a message of many tensors costs no more than one of few.
 """
 
-import math
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any, Final
 
-import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedkd.app.state import from_bytes, to_bytes
 from fedkd.knowledge import Knowledge, KnowledgeError, kind
 
 HEADER, PAYLOAD, EXTRA = "header", "payload", "extra"
-BFLOAT16: Final = "bfloat16"
-"""Flower's arrays are NumPy's, which has no bfloat16: its bits travel as int16 under this name."""
+TENSORS: Final = "tensors"
+FORMAT: Final = "safetensors"
 
-_READ_HEADER: Final = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 Header = dict[str, str | int | float | bool | list[int]]
 
 
-def pack(header: Mapping[str, Any], knowledge: Knowledge | None = None) -> RecordDict:
+Packed = dict[tuple[tuple[str, int], ...], tuple[dict[str, Tensor], ArrayRecord]]
+"""Payloads that have been packed, by the identities of their tensors, which they keep alive."""
+
+
+def pack(header: Mapping[str, Any], knowledge: Knowledge | None = None, packed: Packed | None = None) -> RecordDict:
     """Return the records of one message.
 
     Args:
         header: plain values; the payload's kind is added.
         knowledge: what travels; None for nothing.
+        packed: payloads that other messages carry too: what many receive is packed once.
     """
     if knowledge is None:
         return RecordDict({HEADER: ConfigRecord({**header, "kind": ""})})
     config = ConfigRecord({**header, "kind": type(knowledge).__name__})
-    return RecordDict({HEADER: config, PAYLOAD: to_arrays(knowledge.to_tensors())})
+    tensors = knowledge.to_tensors()
+    identity = tuple((name, id(tensor)) for name, tensor in tensors.items())
+    packed = {} if packed is None else packed
+    if identity not in packed:
+        packed[identity] = tensors, to_arrays(tensors)
+    return RecordDict({HEADER: config, PAYLOAD: packed[identity][1]})
 
 
 def header_of(records: RecordDict) -> Header:
@@ -45,9 +50,10 @@ def header_of(records: RecordDict) -> Header:
     Raises:
         KnowledgeError: it has none.
     """
-    if HEADER not in records.config_records:
+    record = records.get(HEADER)
+    if not isinstance(record, ConfigRecord):
         raise KnowledgeError(f"message: expected a record named {HEADER!r}, found {sorted(records)}")
-    return dict(records.config_records[HEADER])  # type: ignore[arg-type]
+    return dict(record)  # type: ignore[arg-type]
 
 
 def number(header: Header, name: str) -> int:
@@ -71,47 +77,32 @@ def knowledge_of(records: RecordDict) -> Knowledge | None:
     name = header_of(records).get("kind", "")
     if not name:
         return None
-    if PAYLOAD not in records.array_records:
+    record = records.get(PAYLOAD)
+    if not isinstance(record, ArrayRecord):
         raise KnowledgeError(f"message: expected a record named {PAYLOAD!r} for a payload of kind {name!r}, found none")
-    return kind(str(name)).from_tensors(to_tensors(records.array_records[PAYLOAD]))
+    return kind(str(name)).from_tensors(to_tensors(record))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return tensors as Flower's record of arrays."""
-    return ArrayRecord({name: _to_array(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()})
+    data = to_bytes(tensors)
+    arrays = ArrayRecord()
+    arrays[TENSORS] = Array(dtype="uint8", shape=(len(data),), stype=FORMAT, data=data)
+    return arrays
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Return Flower's record of arrays as tensors.
+    """Return what :func:`to_arrays` was given.
 
     Raises:
-        KnowledgeError: an array is damaged or not numeric.
+        KnowledgeError: the record holds something else, or is damaged.
     """
+    array = arrays.get(TENSORS)
+    if len(arrays) != 1 or array is None or array.stype != FORMAT:
+        found = ", ".join(f"{name} ({array.stype})" for name, array in arrays.items()) or "nothing"
+        raise KnowledgeError(f"payload: expected one array {TENSORS!r} ({FORMAT}), found {found:.80}")
     try:
-        return {name: _to_tensor(array) for name, array in arrays.items()}
+        return from_bytes(array.data)
     except Exception as error:  # a damaged array has many ways to fail, and each is its sender's fault
         reason = f"{type(error).__name__}: {error}"
-        raise KnowledgeError(f"payload: expected numeric arrays, found something else: {reason}") from error
-
-
-def _to_array(tensor: Tensor) -> Array:
-    if tensor.dtype != torch.bfloat16:
-        return Array(tensor.numpy())
-    bits = Array(tensor.view(torch.int16).numpy())
-    return Array(dtype=BFLOAT16, shape=bits.shape, stype=bits.stype, data=bits.data)
-
-
-def _to_tensor(array: Array) -> Tensor:
-    _check_size(array.data)
-    tensor = torch.from_numpy(array.numpy())
-    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
-
-
-def _check_size(data: bytes) -> None:
-    """Refuse what is no array, or claims another size than it has, before any memory is set aside for it."""
-    file = BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    shape, _, dtype = _READ_HEADER[version](file)
-    claimed, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
-    if claimed != found:
-        raise ValueError(f"an array that claims {claimed} bytes and has {found}")
+        raise KnowledgeError(f"payload: expected tensors as {FORMAT}, found something else: {reason}") from error

@@ -86,7 +86,7 @@ class Federation:
         """Return the shape of one sample in a view."""
         return tuple(view_of(self.dataset, view).shape[1:])
 
-    @property
+    @cached_property
     def like(self) -> Tensor:
         """An empty tensor with the experiment's dtype and device."""
         return torch.empty(0, dtype=_DTYPES[self.experiment.train.dtype], device=self.experiment.train.device)

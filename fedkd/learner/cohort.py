@@ -6,20 +6,27 @@ cohort: a convolution's kernel is chosen by the total number of input channels, 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from fedkd.learner.fit import answer, batch_at, batches, join, loss_of, split, teacher_tensors
+from fedkd.learner.fit import answer, batches, join, loss_of, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
+from fedkd.learner.traced import traced
 from fedkd.models import ModelSpec, skeleton
 
 SMALLEST_COHORT = 4
-"""Clients in the smallest vectorised step: from four on, all numbers tried (to 50) gave equal bits."""
+"""Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
+ROUND_UP_TO = 8
+"""Larger steps are filled up to a multiple of this, so that few shapes occur and each is traced once."""
+
+Members = tuple[int, ...]
+Rows = list[Tensor]
 
 
 def answer_together(requests: Sequence[Request]) -> list[Answer]:
@@ -46,75 +53,170 @@ def _vectorisable(request: Fit) -> bool:
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:
     """Train the models of K requests with equal keys together."""
-    parts = [split(request.models) for request in requests]
-    parameters, buffers = _stack([p for p, _ in parts]), _stack([b for _, b in parts])
-    state = requests[0].optimiser.start(parameters)
-    constants = _stack([r.frozen for r in requests]), _stack_nested([teacher_tensors(r) for r in requests])
-    schedules = [batches(len(r.samples), r.epochs, r.batch_size, r.seed) for r in requests]
-    for step in range(max(map(len, schedules))):
-        for members in _equal_batches(schedules, step):
-            rows = _rows(members)
-            drawn = [batch_at(requests[k], schedules[k][step]) for k in rows]
-            inputs, targets = torch.stack([x for x, _ in drawn]), _stack([t for _, t in drawn])
-            here, slots = _take(parameters, rows), {slot: _take(tensors, rows) for slot, tensors in state.items()}
-            frozen, teachers = _take(constants[0], rows), {name: _take(t, rows) for name, t in constants[1].items()}
-            gradients, new_buffers = _gradients(
-                requests[0], here, _take(buffers, rows), inputs, targets, frozen, teachers
-            )
-            here = requests[0].optimiser.step(here, gradients, slots, step + 1)
-            for old, new in (
-                (parameters, here),
-                (buffers, new_buffers),
-                *((state[slot], slots[slot]) for slot in state),
-            ):
-                _put(old, new, members)
-    return [join(r.models, _row(parameters, k), _row(buffers, k)) for k, r in enumerate(requests)]
+    order = sorted(range(len(requests)), key=lambda k: -len(requests[k].samples))  # who still trains comes first
+    cohort = _Cohort([requests[k] for k in order])
+    for members, rows, steps in _phases(cohort.requests):
+        cohort.step(members, rows, steps)
+    trained = dict(zip(order, cohort.models(), strict=True))
+    return [trained[k] for k in range(len(requests))]
 
 
-def _gradients(
-    request: Fit,
-    parameters: Tensors,
-    buffers: Tensors,
-    inputs: Tensor,
-    targets: Tensors,
-    frozen: Tensors,
-    teachers: Mapping[str, Tensors],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the gradients and the buffers after one batch, each stacked over the clients."""
-    loss = partial(loss_of, request)
-    gradients, after = vmap(grad(loss, has_aux=True))(parameters, buffers, inputs, targets, frozen, teachers)
-    return gradients, after
+class _Cohort:
+    """The stacked tensors of K clients with equal requests, each of shape ``(K, ...)``."""
+
+    def __init__(self, requests: Sequence[Fit]) -> None:
+        self.requests = requests
+        parts = [split(request.models) for request in requests]
+        self.parameters, self.buffers = _stack([p for p, _ in parts]), _stack([b for _, b in parts])
+        self.state = requests[0].optimiser.start(self.parameters)
+        self.frozen = _stack([request.frozen for request in requests])
+        teachers = [teacher_tensors(request) for request in requests]
+        self.teachers = {name: _stack([row[name] for row in teachers]) for name in teachers[0]}
+        self.inputs = _Column([request.samples.inputs for request in requests])
+        self.targets = {
+            name: _Column([request.samples.targets[name] for request in requests])
+            for name in requests[0].samples.targets
+        }
+
+    def step(self, members: Members, rows: Rows, steps: Sequence[int]) -> None:
+        """Train some clients for one step each.
+
+        Args:
+            members: their numbers, ascending.
+            rows: the rows of each one's batch, int64, all of shape ``(B,)``.
+            steps: the number of each one's step, from 1.
+        """
+        part = _Part(members, len(self.requests))
+        rows = [*rows, *[rows[0]] * (part.size - len(rows))]
+        parameters, buffers, frozen = (part.of(t) for t in (self.parameters, self.buffers, self.frozen))
+        teachers = {name: part.of(tensors) for name, tensors in self.teachers.items()}
+        inputs = self.inputs.take(part.clients, rows)
+        targets = {name: column.take(part.clients, rows) for name, column in self.targets.items()}
+        gradients, buffers = self._gradients(parameters, buffers, inputs, targets, frozen, teachers)
+        state = {slot: part.of(tensors) for slot, tensors in self.state.items()}
+        mine = partial(_first, len(members))
+        count = torch.tensor(steps, dtype=torch.float64, device=inputs.device)
+        moments = {slot: mine(tensors) for slot, tensors in state.items()}
+        self.requests[0].optimiser.step(mine(parameters), mine(gradients), moments, count)
+        part.put(self.buffers, buffers)
+        if not part.in_place:
+            part.put(self.parameters, parameters)
+            for slot, tensors in state.items():
+                part.put(self.state[slot], tensors)
+
+    def models(self) -> Iterator[dict[str, Model]]:
+        """Yield each client's models."""
+        for k, request in enumerate(self.requests):
+            yield join(request.models, _row(self.parameters, k), _row(self.buffers, k))
+
+    def _gradients(
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        targets: Tensors,
+        frozen: Tensors,
+        teachers: Mapping[str, Tensors],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the gradients and the buffers after one batch, each stacked over the clients."""
+        request = self.requests[0]
+        key = self._key, tuple(inputs.shape), inputs.dtype, inputs.device
+        gradients, after = traced(
+            key,
+            vmap(grad(partial(loss_of, request), has_aux=True)),
+            (parameters, buffers, inputs, targets, frozen, teachers),
+            alive=request.objective,
+        )
+        return gradients, after
+
+    @cached_property
+    def _key(self) -> Hashable:
+        return self.requests[0].key
 
 
-def _equal_batches(schedules: Sequence[Sequence[Tensor]], step: int) -> list[list[int]]:
-    """Return the clients that still train at this step, grouped by the size of their batch."""
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for k, schedule in enumerate(schedules):
-        if step < len(schedule):
-            groups[len(schedule[step])].append(k)
-    return list(groups.values())
+@dataclass(frozen=True)
+class _Part:
+    """The clients of one step: some of K, filled up to a usual number with others whose results are dropped.
+
+    Attributes:
+        members: numbers of those who train, ascending.
+        of_all: K.
+    """
+
+    members: Members
+    of_all: int
+
+    @cached_property
+    def size(self) -> int:
+        """Clients in the step."""
+        few = len(self.members)
+        usual = SMALLEST_COHORT if few <= SMALLEST_COHORT else few + -few % ROUND_UP_TO
+        return max(SMALLEST_COHORT, min(usual, self.of_all))
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether the members are the first clients of all, so that their tensors need not be copied."""
+        return self.members[-1] == len(self.members) - 1 and self.size <= self.of_all
+
+    @cached_property
+    def clients(self) -> list[int]:
+        """Numbers of the members, and of the first of them again until the step is filled up."""
+        return [*self.members, *[self.members[0]] * (self.size - len(self.members))]
+
+    def of(self, stacked: Tensors) -> dict[str, Tensor]:
+        """Return the step's part of tensors ``(K, ...)``; in place, it is filled up with the clients that follow."""
+        if self.in_place:
+            return _first(self.size, stacked)
+        return {name: tensor[self.clients] for name, tensor in stacked.items()}
+
+    def put(self, stacked: Tensors, part: Tensors) -> None:
+        """Write the members' part back."""
+        where = slice(len(self.members)) if self.in_place else list(self.members)
+        for name, tensor in stacked.items():
+            tensor[where] = part[name][: len(self.members)].detach()
 
 
-def _rows(members: Sequence[int]) -> list[int]:
-    """Return the members, and the first of them again until there are enough."""
-    return [*members, *[members[0]] * (SMALLEST_COHORT - len(members))]
+class _Column:
+    """One field of the samples of K clients, as one tensor: nothing is copied where all share one."""
+
+    def __init__(self, fields: Sequence[Tensor]) -> None:
+        shared = all(field is fields[0] for field in fields)
+        self._values = fields[0] if shared else torch.cat(list(fields))
+        sizes = [0 if shared else len(field) for field in fields]
+        self._starts = [sum(sizes[:k]) for k in range(len(sizes))]
+
+    def take(self, clients: Sequence[int], rows: Sequence[Tensor]) -> Tensor:
+        """Return the clients' values at these rows, each of shape ``(B,)``: shape ``(len(clients), B, ...)``."""
+        index = torch.stack(list(rows)) + torch.tensor([self._starts[k] for k in clients])[:, None]
+        return self._values[index.to(self._values.device)]
+
+
+def _phases(requests: Sequence[Fit]) -> Iterator[tuple[Members, Rows, list[int]]]:
+    """Yield steps that clients can take together: their numbers, the rows of each one's batch, and of each the step.
+
+    Clients are at different steps at one time, for none depends on another. In each epoch the full batches come first,
+    and then the last ones, grouped by their size, which may be smaller, or larger by one.
+    """
+    one = requests[0]
+    schedules = [batches(len(r.samples), one.epochs, one.batch_size, r.seed) for r in requests]
+    lengths = [len(schedule) // one.epochs for schedule in schedules]
+    for epoch in range(one.epochs):
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for k, length in enumerate(lengths):
+            for j in range(length):
+                size = len(schedules[k][epoch * length + j])
+                groups[(j, size) if size == one.batch_size else (max(lengths), size)].append(k)
+        for (j, _), members in sorted(groups.items()):
+            at = [epoch * lengths[k] + min(j, lengths[k] - 1) for k in members]
+            yield tuple(members), [schedules[k][i] for k, i in zip(members, at, strict=True)], [i + 1 for i in at]
 
 
 def _stack(rows: Sequence[Tensors]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _stack_nested(rows: Sequence[Mapping[str, Tensors]]) -> dict[str, dict[str, Tensor]]:
-    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _take(stacked: Tensors, rows: Sequence[int]) -> dict[str, Tensor]:
-    return {name: tensor[list(rows)] for name, tensor in stacked.items()}
-
-
-def _put(stacked: dict[str, Tensor], new: Tensors, members: Sequence[int]) -> None:
-    for name, tensor in stacked.items():
-        tensor[list(members)] = new[name][: len(members)].detach()
+def _first(count: int, stacked: Tensors) -> dict[str, Tensor]:
+    return {name: tensor[:count] for name, tensor in stacked.items()}
 
 
 def _row(stacked: Tensors, k: int) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.learner.model import Model, Network
+from fedkd.learner.model import BoundNetwork, Model, Network
 from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
-from fedkd.seeding import derive_seed
+from fedkd.seeding import derive_seed, seed_torch
 
 PREDICT_ROWS = 1024
 
@@ -38,21 +38,35 @@ def fit(request: Fit) -> dict[str, Model]:
     """Train the request's models, and return them by name; the given models stay as they are."""
     inputs = request.samples.inputs
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-        torch.manual_seed(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
+        seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
         return _loop(request)
 
 
 def _loop(request: Fit) -> dict[str, Model]:
     parameters, buffers = split(request.models)
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+    networks = _bound(request, {**parameters, **buffers})
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
     for step, rows in enumerate(schedule, start=1):
-        inputs, targets = batch_at(request, rows)
-        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        loss, buffers = loss_of(request, leaves, buffers, inputs, targets, request.frozen, teacher_tensors(request))
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        parameters = request.optimiser.step(parameters, dict(zip(leaves, gradients, strict=True)), state, step)
+        loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
     return join(request.models, parameters, buffers)
+
+
+def _bound(request: Fit, tensors: Tensors) -> Networks:
+    """Return the networks of a plain fit, which are changed in place."""
+    trained: Networks = {
+        name: BoundNetwork(model.spec, of_model(name, tensors), number=number)
+        for number, (name, model) in enumerate(request.models.items())
+    }
+    return {**trained, **_teachers(request, teacher_tensors(request))}
+
+
+def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
+    return {name: Network(model.spec, tensors[name], training=False) for name, model in request.teachers.items()}
 
 
 @torch.no_grad()
@@ -89,7 +103,7 @@ def loss_of(
     frozen: Tensors,
     teachers: Mapping[str, Tensors],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective of one batch and the buffers after it: a pure function, so that it can be vectorised.
+    """Return the objective of one batch and the buffers after it: a pure function, to be vectorised over clients.
 
     Args:
         request: gives architectures and objective only.
@@ -104,7 +118,7 @@ def loss_of(
     tensors = {**parameters, **buffers}
     networks: Networks = {
         **{name: Network(model.spec, of_model(name, tensors), training=True) for name, model in request.models.items()},
-        **{name: Network(model.spec, teachers[name], training=False) for name, model in request.teachers.items()},
+        **_teachers(request, teachers),
     }
     return request.objective(networks, Batch(inputs, targets), frozen), buffers
 

@@ -1,7 +1,10 @@
 """A model as data: its specification and its tensors, called through a shared skeleton that is never trained."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch.func import functional_call
 
 from fedkd.knowledge import Layout
 from fedkd.models import ModelSpec, initialise, skeleton
+from fedkd.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,23 @@ class Model:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name."""
-        return {name: self.tensors[name] for name, _ in skeleton(self.spec).named_parameters()}
+        return {name: self.tensors[name] for name in _names(self.spec)[0]}
 
     @property
     def buffers(self) -> dict[str, Tensor]:
         """The other tensors by name, such as BatchNorm's running statistics."""
-        return {name: self.tensors[name] for name, _ in skeleton(self.spec).named_buffers()}
+        return {name: self.tensors[name] for name in _names(self.spec)[1]}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Model":
         """Return the same architecture with other tensors."""
         return replace(self, tensors=dict(tensors))
+
+
+@lru_cache
+def _names(spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of an architecture's parameters and of its buffers."""
+    module = skeleton(spec)
+    return tuple(name for name, _ in module.named_parameters()), tuple(name for name, _ in module.named_buffers())
 
 
 def fresh(spec: ModelSpec, seed: int, like: Tensor) -> Model:
@@ -61,7 +72,7 @@ class Network:
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, training: bool) -> None:
         """Bind the tensors to the skeleton of their architecture."""
         self._module = skeleton(spec, training=training)
-        self._tensors = tensors
+        self._halves = {half: _below(tensors, f"{half}.") for half in ("features", "head")}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of inputs ``(N, ...)``."""
@@ -76,7 +87,45 @@ class Network:
         return self._call("head", features)
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
-        prefix = f"{half}."
-        tensors = {name.removeprefix(prefix): t for name, t in self._tensors.items() if name.startswith(prefix)}
-        outputs: Tensor = functional_call(getattr(self._module, half), tensors, (inputs,))
+        outputs: Tensor = functional_call(getattr(self._module, half), self._halves[half], (inputs,))
         return outputs
+
+
+class BoundNetwork(Network):
+    """A network whose tensors lie in a module of its own for the whole of a fit: nothing is bound again at each step.
+
+    Args:
+        spec: the architecture.
+        tensors: parameters and buffers; both may be changed in place during the fit.
+        number: of networks with one architecture in a fit, each has another.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int) -> None:
+        """Put the tensors into the module."""
+        self._module = _bench(spec, number)
+        for name, place in _places(spec, number).items():
+            place[name.rpartition(".")[2]] = tensors[name]
+
+    def _call(self, half: str, inputs: Tensor) -> Tensor:
+        outputs: Tensor = getattr(self._module, half)(inputs)
+        return outputs
+
+
+@lru_cache
+def _bench(spec: ModelSpec, number: int) -> Classifier:
+    """Return a module to put tensors into, in training mode."""
+    return copy.deepcopy(skeleton(spec, training=True))
+
+
+@lru_cache
+def _places(spec: ModelSpec, number: int) -> dict[str, dict[str, Any]]:
+    """Return the dictionary that holds each tensor of that module, by the tensor's full name."""
+    modules = dict(_bench(spec, number).named_modules())
+    places: dict[str, dict[str, Any]] = {}
+    for kind, names in zip(("_parameters", "_buffers"), _names(spec), strict=True):
+        places |= {name: vars(modules[name.rpartition(".")[0]])[kind] for name in names}
+    return places
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

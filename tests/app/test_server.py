@@ -135,10 +135,8 @@ def of_unknown_node(message: Message, reply: Message, grid: Tampered) -> Replies
 
 
 def raw_logits(data: bytes) -> Tamper:
-    damaged = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)
-    return with_content(
-        lambda content: {**content, PAYLOAD: ArrayRecord({**content.array_records[PAYLOAD], "logits": damaged})}
-    )
+    damaged = Array(dtype="uint8", shape=(len(data),), stype="safetensors", data=data)
+    return with_content(lambda content: {**content, PAYLOAD: ArrayRecord({"tensors": damaged})})
 
 
 NESTED = "a:Bundle/" * 3000 + "x"
@@ -201,9 +199,9 @@ BAD: dict[str, tuple[Tamper, str]] = {
     "public ids of another type": (with_ids(lambda ids: ids.int()), "ids: expected torch.int64"),
     "public ids as fractions": (with_ids(lambda ids: ids.double()), "ids: expected torch.int64"),
     "public ids scalar": (with_ids(lambda ids: ids[0]), "ids: expected torch.int64"),
-    "damaged bytes": (raw_logits(b"\x93NUMPY\x01\x00garbage"), "payload: expected numeric arrays"),
-    "damaged archive": (raw_logits(b"PK\x03\x04garbage"), "payload: expected numeric arrays"),
-    "no bytes": (raw_logits(b""), "payload: expected numeric arrays"),
+    "damaged bytes": (raw_logits(b"\x93NUMPY\x01\x00garbage"), "payload: expected tensors as safetensors"),
+    "damaged archive": (raw_logits(b"PK\x03\x04garbage"), "payload: expected tensors as safetensors"),
+    "no bytes": (raw_logits(b""), "payload: expected tensors as safetensors"),
 }
 
 
