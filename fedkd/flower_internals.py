@@ -7,6 +7,10 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
 
 
 def ensure_task_identity(run_id: int = 0, node_id: int = 0) -> None:
@@ -25,6 +29,13 @@ def ensure_task_identity(run_id: int = 0, node_id: int = 0) -> None:
             getattr(TaskIdentity, name)
         except RuntimeError:  # Flower's way to say: not set
             setattr(TaskIdentity, name, value)
+
+
+def with_content(message: "Message", content: "RecordDict") -> "Message":
+    """Return a message with the same metadata and other content."""
+    from flwr.app import Message
+
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
 
 
 @contextmanager

@@ -85,10 +85,19 @@ def knowledge_of(records: RecordDict) -> Knowledge | None:
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return tensors as Flower's record of arrays."""
-    data = to_bytes(tensors)
+    return as_arrays(to_bytes(tensors))
+
+
+def as_arrays(data: bytes) -> ArrayRecord:
+    """Return the bytes of a payload as Flower's record of arrays."""
     arrays = ArrayRecord()
     arrays[TENSORS] = Array(dtype="uint8", shape=(len(data),), stype=FORMAT, data=data)
     return arrays
+
+
+def payload_bytes(arrays: ArrayRecord) -> bytes:
+    """Return what :func:`as_arrays` was given."""
+    return arrays[TENSORS].data
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:

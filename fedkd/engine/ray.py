@@ -2,7 +2,7 @@
 
 Actors hold no client: they are given a unit's messages and states, and give replies and states back. When one dies, a
 new one takes its place and its unit is run again, with the same bits, because every task is seeded by what it is.
-States stay in Ray's object store and travel as references.
+States stay in Ray's object store and travel as references; what all clients receive is put there once.
 """
 
 import logging
@@ -12,19 +12,25 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import ray
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
+from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from fedkd.app.client import TRAIN, ClientSide, ClientTask
 from fedkd.app.state import State, from_bytes, to_bytes
+from fedkd.app.wire import PAYLOAD, as_arrays, payload_bytes
 from fedkd.config import Experiment
 from fedkd.engine.grid import SimulationGrid, Unit, failure
 from fedkd.errors import RunError, UserError
+from fedkd.flower_internals import with_content
 
+Bytes = NDArray[np.uint8]
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
@@ -33,8 +39,59 @@ WORKER_BYTES = 0.6e9
 """Memory that a worker has for itself once torch and the small data sets are loaded (measured: 0.5 GB)."""
 CONNECT_SECONDS = 5.0
 """Seconds that a Ray cluster may take to answer at its address."""
+QUEUE_LENGTH = 2
+"""Units that a worker has been given at a time: while the driver reads the replies of one, it works on the next."""
+UNITS_PER_WORKER = 4
+"""Units that each worker gets in a round where clients are run one by one: enough to even out unequal ones."""
 START_SECONDS = 300.0
 """Seconds that a worker may take to start: a cluster may first have to make room for it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One message as it is sent to a worker: what many messages carry, and states, go beside it as objects.
+
+    Attributes:
+        message: without its payload.
+        key: the client's name.
+        payload: number of the object that is its payload's bytes; None if nothing travels.
+        state: number of the object that holds its client's state, by client key; None before its first round.
+    """
+
+    message: Message
+    key: str
+    payload: int | None
+    state: int | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A client's state in Ray's object store: all clients of a unit share one object.
+
+    Attributes:
+        reference: of the states by client key.
+        key: the client's.
+    """
+
+    reference: Any
+    key: str
+
+
+@dataclass
+class Running:
+    """A unit that a worker has been given.
+
+    Attributes:
+        worker: the actor.
+        unit: messages, client keys and states.
+        states: reference of the new states.
+        deaths: workers that died of this unit so far.
+    """
+
+    worker: Any
+    unit: Unit[Stored]
+    states: Any
+    deaths: int
 
 
 class Worker:
@@ -48,15 +105,25 @@ class Worker:
     def ready(self) -> None:
         """Return once the process is prepared."""
 
-    def run(self, messages: list[Message], keys: list[str], *states: bytes | None) -> list[Any]:
-        """Run one unit; return the replies, then the new states, one return value each."""
-        tensors = [None if state is None else from_bytes(state) for state in states]
-        tasks = [ClientTask(*task) for task in zip(messages, keys, tensors, strict=True)]
-        outcomes = self._side.handle(tasks)
-        return [[o.reply for o in outcomes], *(None if o.state is None else to_bytes(o.state) for o in outcomes)]
+    def run(self, tasks: list[Task], *objects: Any) -> tuple[list[Message], dict[str, Bytes]]:  # noqa: ANN401
+        """Run one unit; return the replies, and the new states by client key."""
+        payloads = {k: as_arrays(bytes(objects[k])) for k in {task.payload for task in tasks} if k is not None}
+        for task in tasks:
+            if task.payload is not None:
+                task.message.content[PAYLOAD] = payloads[task.payload]
+        states = [None if task.state is None else from_bytes(bytes(objects[task.state][task.key])) for task in tasks]
+        outcomes = self._side.handle(
+            [ClientTask(task.message, task.key, state) for task, state in zip(tasks, states, strict=True)]
+        )
+        changed = {
+            task.key: np.frombuffer(to_bytes(outcome.state), np.uint8)
+            for task, outcome in zip(tasks, outcomes, strict=True)
+            if outcome.state is not None
+        }
+        return [outcome.reply for outcome in outcomes], changed
 
 
-class RayGrid(SimulationGrid[Any]):
+class RayGrid(SimulationGrid[Stored]):
     """A grid that runs clients in Ray actors.
 
     Use it as a context manager: leaving it stops what it started.
@@ -70,8 +137,8 @@ class RayGrid(SimulationGrid[Any]):
             RunError: a worker cannot be started.
         """
         super().__init__(experiment)
-        self._workers: list[Any] = []
-        self._idle: list[Any] = []
+        self._queues: dict[Any, list[Any]] = {}  # what each worker has been given, in the order in which it is done
+        self._starting: list[Any] = []
         self._started_ray = _connect(experiment)
         self._actor_class: Any = ray.remote(Worker).options(
             num_cpus=1, num_gpus=experiment.engine.gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -92,69 +159,119 @@ class RayGrid(SimulationGrid[Any]):
         """Stop the workers, and Ray if it was started here."""
         self._stop()
 
-    def run_units(self, units: Sequence[Unit[Any]]) -> Iterator[tuple[str, Message, Any]]:
+    def run_units(self, units: Sequence[Unit[Stored]]) -> Iterator[tuple[str, Message, Stored | None]]:
         """Keep every worker busy; run a unit again whose worker died.
 
         Raises:
             RunError: a dead worker cannot be replaced, or the round takes longer than the experiment allows.
         """
         deadline = monotonic() + self._experiment.engine.timeout
-        waiting = deque((unit, 0) for unit in units)
-        running: dict[Any, tuple[Any, Unit[Any], list[Any], int]] = {}
+        waiting = deque((unit, 0) for unit in self._joined(units))
+        running: dict[Any, Running] = {}
+        sent: dict[int, tuple[ArrayRecord, Any]] = {}
         while waiting or running:
-            while waiting and self._idle:
+            while waiting and (worker := self._least_busy(waiting[0][1])) is not None:
                 unit, deaths = waiting.popleft()
-                worker = self._idle.pop()
-                replies, *states = self._submit(worker, unit)
-                running[replies] = (worker, unit, states, deaths)
+                replies, states = self._submit(worker, unit, sent)
+                running[replies] = Running(worker, unit, states, deaths)
+                self._queues[worker].append(replies)
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
             if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
-                late = sorted(key for _, unit, *_ in running.values() for _, key, _ in unit)
+                late = sorted(
+                    key for queue in self._queues.values() for r in queue[:1] for _, key, _ in running[r].unit
+                )
                 seconds = self._experiment.engine.timeout
                 raise RunError(f"no reply within {seconds:.0f} s from {', '.join(late)}; raise engine.timeout.")
-            worker, unit, states, deaths = running.pop(done[0])
-            try:
-                replies = ray.get(done[0])
-            except RayTaskError as error:  # our own code raised: the worker lives, and would only raise again
-                self._idle.append(worker)
-                yield from _failures(unit, str(error))
-            except RayError as error:
-                ray.kill(worker)
-                self._start(1)
-                if deaths + 1 < MAX_DEATHS:
-                    LOG.warning("a worker died (%s); its %d clients are run again", type(error).__name__, len(unit))
-                    # Each alone, with the same bits: a client that kills its worker takes nobody with it.
-                    waiting.extendleft(([task], deaths + 1) for task in unit)
-                else:
-                    yield from _failures(unit, f"killed {MAX_DEATHS} workers: {error}")
+            yield from self._take(done[0], running, waiting)
+
+    def _take(
+        self,
+        done: Any,  # noqa: ANN401 - a reference
+        running: dict[Any, Running],
+        waiting: deque[tuple[Unit[Stored], int]],
+    ) -> Iterator[tuple[str, Message, Stored | None]]:
+        """Yield what a unit led to; of a dead worker's units the one at which it died is charged, the others wait."""
+        one = running[done]
+        try:
+            replies = ray.get(done)
+        except RayTaskError as error:  # our own code raised: the worker lives, and would only raise again
+            self._queues[one.worker].remove(done)
+            del running[done]
+            yield from _failures(one.unit, str(error))
+        except RayError as error:
+            lost = [running.pop(reference) for reference in self._queues.pop(one.worker)]
+            ray.kill(one.worker)
+            self._start(1)
+            waiting.extendleft((other.unit, other.deaths) for other in reversed(lost[1:]))
+            guilty = lost[0]
+            if guilty.deaths + 1 < MAX_DEATHS:
+                LOG.warning("a worker died (%s); its %d clients are run again", type(error).__name__, len(guilty.unit))
+                # Each alone, with the same bits: a client that kills its worker takes nobody with it.
+                waiting.extendleft(([task], guilty.deaths + 1) for task in guilty.unit)
             else:
-                self._idle.append(worker)
-                for (message, key, _), reply, state in zip(unit, replies, states, strict=True):
-                    yield key, reply, state if message.metadata.message_type == TRAIN else None
+                yield from _failures(guilty.unit, f"killed {MAX_DEATHS} workers: {error}")
+        else:
+            self._queues[one.worker].remove(done)
+            del running[done]
+            for (message, key, _), reply in zip(one.unit, replies, strict=True):
+                trained = message.metadata.message_type == TRAIN and not reply.has_error()
+                yield key, reply, Stored(one.states, key) if trained else None
 
-    def read_state(self, state: Any) -> State:  # noqa: ANN401 - a reference
+    def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
-        return from_bytes(ray.get(state))
+        return from_bytes(bytes(ray.get(state.reference)[state.key]))
 
-    def _submit(self, worker: Any, unit: Unit[Any]) -> list[Any]:  # noqa: ANN401
-        messages, keys = [message for message, _, _ in unit], [key for _, key, _ in unit]
-        states = [state for _, _, state in unit]
-        references: list[Any] = worker.run.options(num_returns=1 + len(unit)).remote(messages, keys, *states)
+    def _joined(self, units: Sequence[Unit[Stored]]) -> Sequence[Unit[Stored]]:
+        """Join units of single clients, whose bits do not depend on it, until their number costs little."""
+        if self._experiment.engine.plan != "one-by-one":
+            return units
+        size = max(1, -(-len(units) // (UNITS_PER_WORKER * len(self._queues))))
+        return [[task for unit in units[start : start + size] for task in unit] for start in range(0, len(units), size)]
+
+    def _least_busy(self, deaths: int) -> Any:  # noqa: ANN401
+        """Return the worker with the shortest queue, None if all are full; who killed one gets one without others."""
+        longest = 0 if deaths else QUEUE_LENGTH - 1
+        worker = min(self._queues, key=lambda worker: len(self._queues[worker]))
+        return worker if len(self._queues[worker]) <= longest else None
+
+    def _submit(self, worker: Any, unit: Unit[Stored], sent: dict[int, tuple[ArrayRecord, Any]]) -> list[Any]:  # noqa: ANN401
+        """Give a unit to a worker; what several units carry is put into the object store once."""
+        objects: list[Any] = []
+        numbers: dict[Any, int] = {}
+
+        def number_of(reference: Any) -> int:  # noqa: ANN401
+            if reference not in numbers:
+                numbers[reference] = len(objects)
+                objects.append(reference)
+            return numbers[reference]
+
+        tasks = []
+        for message, key, state in unit:
+            payload, content = None, RecordDict({name: r for name, r in message.content.items() if name != PAYLOAD})
+            record = message.content.get(PAYLOAD)
+            if isinstance(record, ArrayRecord):
+                if id(record) not in sent:
+                    sent[id(record)] = record, ray.put(np.frombuffer(payload_bytes(record), np.uint8))
+                payload = number_of(sent[id(record)][1])
+            bare = with_content(message, content)
+            tasks.append(Task(bare, key, payload, None if state is None else number_of(state.reference)))
+        references: list[Any] = worker.run.options(num_returns=2).remote(tasks, *objects)
         return references
 
     def _start(self, number: int) -> None:
         """Start workers side by side, and wait until they are ready."""
         fresh = [self._actor_class.remote(*self._arguments) for _ in range(number)]
-        self._workers += fresh
+        self._starting += fresh
         for worker in fresh:
             try:
                 ray.get(worker.ready.remote(), timeout=START_SECONDS)
             except (RayError, GetTimeoutError) as error:
                 raise RunError(f"a Ray worker could not be started:\n{error}") from error
-        self._idle += fresh
+            self._starting.remove(worker)
+            self._queues[worker] = []
 
     def _stop(self) -> None:
-        for worker in self._workers:
+        for worker in [*self._starting, *self._queues]:
             ray.kill(worker)
         if self._started_ray:
             ray.shutdown()

@@ -1,7 +1,7 @@
 """Record a vectorised function once it has been used often, and replay the record: the same operations, less Python.
 
-Under ``vmap`` and ``grad`` most of a small step's time goes into choosing the operations again and again. They depend on
-shapes alone, so a function that is called many times with tensors of the same shapes is traced into a list of
+Under ``vmap`` and ``grad`` most of a small step's time goes into choosing the operations again and again. They depend
+on shapes alone, so a function that is called many times with tensors of the same shapes is traced into a list of
 operations, which gives the same bits in about half of the time.
 """
 

@@ -229,7 +229,7 @@ def test_a_payload_that_is_not_what_it_claims(data: bytes) -> None:
     ids=["nothing", "another name", "pickle", "numpy", "two"],
 )
 def test_another_serialisation_is_refused(record: ArrayRecord) -> None:
-    with pytest.raises(KnowledgeError, match="expected one array 'tensors' .safetensors., found"):
+    with pytest.raises(KnowledgeError, match=r"expected one array 'tensors' .safetensors., found"):
         to_tensors(record)
 
 
