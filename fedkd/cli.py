@@ -7,6 +7,7 @@ in what the user gave, 130 interrupted.
 import json
 import signal
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,6 @@ from rich.table import Table
 
 import fedkd
 from fedkd import config
-from fedkd.app.run_folder import free_folder
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
 
@@ -33,7 +33,7 @@ FILE = Annotated[Path, typer.Argument(help="experiment file (TOML)", show_defaul
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a key, e.g. train.lr=0.01")]
 WORKERS = Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process", show_default=False)]
 ENGINE = Annotated[str | None, typer.Option(help="local or flower", show_default=False)]
-OUT = Annotated[Path | None, typer.Option(help="folder for the results [default: runs/NAME]", show_default=False)]
+OUT = Annotated[Path | None, typer.Option(help="folder for the results; else a new one in runs/", show_default=False)]
 JSON = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
@@ -65,15 +65,17 @@ def run(
 ) -> None:
     """Run an experiment, and leave a run folder with its results, models and report."""
     experiment = _experiment(file, set_, workers, engine)
-    folder = out or free_folder(Path("runs") / experiment.name)
-    from fedkd.engine.simulate import simulate
+    from fedkd.app.run_folder import new_folder
+    from fedkd.engine.simulate import check, simulate
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
     from fedkd.tables import run_table
 
-    with RoundProgress([experiment.strategy], experiment.rounds) as progress:
-        result = simulate(experiment, out=folder, on_round=progress.advance)
-    report = write_report(folder)
+    check(experiment)
+    with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
+        with RoundProgress([experiment.strategy], experiment.rounds) as progress:
+            result = simulate(experiment, out=folder, on_round=progress.advance)
+        report = write_report(folder)
     if as_json:
         typer.echo(json.dumps(result.summary))
         return
@@ -93,15 +95,22 @@ def compare(
 ) -> None:
     """Run an experiment with several strategies and seeds, and print one table with mean and standard deviation."""
     experiment = _experiment(file, set_, workers, None)
-    folder = out or free_folder(Path("runs") / f"{experiment.name}-compare")
+    from fedkd.app.run_folder import new_folder
     from fedkd.compare import compare as run_all
     from fedkd.compare import plan
+    from fedkd.engine.simulate import check
     from fedkd.progress import RoundProgress
     from fedkd.tables import comparison_table
 
     names, numbers = _split("--strategies", strategies), [_seed(text) for text in _split("--seeds", seeds)]
-    shown = list(dict.fromkeys(variant.strategy for variant in plan(experiment, names, numbers)))
-    with RoundProgress(shown, experiment.rounds * len(set(numbers))) as progress:
+    variants = plan(experiment, names, numbers)
+    for variant in variants:
+        check(variant)
+    shown = list(dict.fromkeys(variant.strategy for variant in variants))
+    with (
+        nullcontext(out) if out else new_folder(Path("runs") / f"{experiment.name}-compare") as folder,
+        RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
+    ):
         comparison = run_all(experiment, names, numbers, folder, progress.advance)
     if as_json:
         typer.echo(json.dumps(comparison.to_json()))
@@ -139,8 +148,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False)
     except ClickException as error:
-        error.show()
-        return error.exit_code
+        return _say(f"error: {error.format_message().rstrip('.')}; see fedkd --help.", error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
     except RunError as error:

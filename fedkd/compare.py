@@ -12,6 +12,7 @@ from fedkd.app.loop import OnRound
 from fedkd.app.run_folder import claim
 from fedkd.config import Experiment
 from fedkd.engine.simulate import check, simulate
+from fedkd.errors import UserError
 
 PUBLIC_ONLY = "public_only"
 NOT_COMPARED = ("strategy", "seed", "rounds", "digest")
@@ -40,11 +41,16 @@ class Comparison:
 
 
 def plan(experiment: Experiment, strategies: Sequence[str], seeds: Sequence[int]) -> list[Experiment]:
-    """Return the experiments of a comparison in the order in which they run, each once (see :func:`compare`)."""
-    names = [*strategies, PUBLIC_ONLY] if experiment.data.public_labels else strategies
-    return [
-        experiment.changed(strategy=name, seed=seed) for name in dict.fromkeys(names) for seed in dict.fromkeys(seeds)
-    ]
+    """Return the experiments of a comparison in the order in which they run (see :func:`compare`).
+
+    Raises:
+        UserError: a strategy or a seed is named more than once.
+    """
+    for what, given in (("strategy", strategies), ("seed", seeds)):
+        if twice := [value for value in dict.fromkeys(given) if list(given).count(value) > 1]:
+            raise UserError(f"compare: expected each {what} once, found {twice[0]!r} more often; leave it out.")
+    names = dict.fromkeys([*strategies, PUBLIC_ONLY] if experiment.data.public_labels else strategies)
+    return [experiment.changed(strategy=name, seed=seed) for name in names for seed in seeds]
 
 
 def compare(
@@ -73,11 +79,8 @@ def compare(
     for variant in variants:
         folder = out / variant.strategy.replace(":", ".") / f"seed-{variant.seed}"
         runs.append(flatten(simulate(variant, out=folder, on_round=on_round).summary))
-    comparison = Comparison(runs)
-    _write_csv(out / "comparison.csv", comparison.rows)
-    _write_csv(out / "runs.csv", runs)
-    (out / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=2) + "\n", encoding="utf-8")
-    return comparison
+        _write(out, Comparison(runs))  # after every run: one that fails must not cost the others
+    return Comparison(runs)
 
 
 def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,6 +99,12 @@ def _row(strategy: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             row[f"{key}.mean"] = mean(values)
             row[f"{key}.sd"] = stdev(values) if len(values) > 1 else None
     return row
+
+
+def _write(out: Path, comparison: Comparison) -> None:
+    _write_csv(out / "comparison.csv", comparison.rows)
+    _write_csv(out / "runs.csv", comparison.runs)
+    (out / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

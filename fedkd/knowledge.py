@@ -232,6 +232,8 @@ class Weights(_Named):
         _expect_names("weights", set(contract.weights), set(self.tensors))
         for name, tensor in self.tensors.items():
             _expect(name, tensor, *contract.weights[name])
+            if name.endswith("running_var") and (tensor < 0).any():
+                raise KnowledgeError(f"{name}: expected variances of 0 or more, found {float(tensor.min())}")
 
 
 @final

@@ -76,9 +76,9 @@ class Optimiser:
             gradient = gradient.add(p, alpha=self.weight_decay)
         first = state["first"].lerp_(gradient, 1 - self.betas[0])
         second = state["second"].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        biases = [1 - beta**step for beta in self.betas]
         if isinstance(step, Tensor):
-            one, two = (bias.to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)) for bias in biases)
+            one, two = ((1 - beta**step).to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)) for beta in self.betas)
             p.sub_(first.mul(self.lr / one).div_(second.div(two).sqrt_().add_(self.eps)))
         else:
-            p.addcdiv_(first, second.sqrt().div_(biases[1] ** 0.5).add_(self.eps), value=-self.lr / biases[0])
+            denominator = second.sqrt().div_((1 - self.betas[1] ** step) ** 0.5).add_(self.eps)
+            p.addcdiv_(first, denominator, value=-self.lr / (1 - self.betas[0] ** step))

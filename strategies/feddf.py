@@ -3,6 +3,7 @@
 from functools import partial
 from typing import final
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -61,8 +62,13 @@ class FedDF(Strategy):
         if not trained:
             return
         teachers = [server.received_model(reply) for reply in trained]
-        teacher = self.ensemble(server.predict(teachers, [server.public(reply.client.view) for reply in trained]))
-        server.average(replies)
+        logits = server.predict(teachers, [server.public(reply.client.view) for reply in trained])
+        sound = torch.isfinite(logits).all(dim=2).all(dim=1)  # absurd weights are finite, what they predict is not
+        trained = [reply for reply, is_sound in zip(trained, sound.tolist(), strict=True) if is_sound]
+        if not trained:
+            return
+        teacher = self.ensemble(logits[sound])
+        server.average(trained)
         for student, view in server.students.items():
             server.fit(
                 server.public(view).with_targets(teacher=teacher),

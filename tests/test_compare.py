@@ -6,7 +6,7 @@ import pytest
 
 from fedkd.compare import compare, flatten
 from fedkd.config import Experiment
-from fedkd.errors import UserError
+from fedkd.errors import RunError, UserError
 
 TINY = Experiment().changed(**{"rounds": 1, "train.local_epochs": 1, "federation.architectures": ["mlp"]})
 
@@ -39,6 +39,33 @@ def test_nothing_runs_if_one_of_the_strategies_cannot(tmp_path):
     with pytest.raises(UserError, match="labelled public set"):
         compare(TINY, ["local", "public_only"], [0], tmp_path / "out", lambda record: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_strategy_and_each_seed_is_named_once(tmp_path):
+    for strategies, seeds, found in ((["local", "local"], [0], "'local'"), (["local"], [1, 1], "1")):
+        with pytest.raises(UserError, match=f"once, found {found} more often"):
+            compare(TINY, strategies, seeds, tmp_path, lambda record: None)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"found thesis\.tex"):
+        compare(TINY, ["local"], [0], tmp_path, lambda record: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_fails_does_not_cost_the_others(tmp_path):
+    told = []
+
+    def fail_in_the_second(record):
+        told.append(record)
+        if len(told) == 2:
+            raise RunError("no more")
+
+    with pytest.raises(RunError):
+        compare(TINY, ["local", "fedavg"], [0], tmp_path, fail_in_the_second)
+    with (tmp_path / "runs.csv").open() as file:
+        assert [row["strategy"] for row in csv.DictReader(file)] == ["local"]
 
 
 def test_a_summary_becomes_flat():

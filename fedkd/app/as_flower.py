@@ -61,7 +61,7 @@ class _Adapter(FlowerStrategy):
         return self._sent
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        metrics, _ = self._side.take_evaluations(self._sent, replies)
+        metrics, *_ = self._side.take_evaluations(self._sent, replies)
         flat: dict[str, Any] = {
             f"{who}/{name}": value for who, scores in metrics.items() if scores for name, value in scores.items()
         }

@@ -23,7 +23,7 @@ from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh
 from fedkd.learner.requests import Ask
 from fedkd.strategy import Strategy
-from fedkd.strategy.base import expect_payload
+from fedkd.strategy.base import expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 
 TRAIN, EVALUATE, HELLO = "train", "evaluate", "query.hello"
@@ -89,6 +89,7 @@ class ClientSide:
             self.strategy.client_setup(client)
         knowledge = self.strategy.client_round(client, knowledge_of(task.message.content))
         expect_payload("client_round", knowledge, self.strategy.card.up)
+        expect_tensors("client.state", client.state)
         state = flatten(client.models, client.state)
         reply: Header = {
             "round": client.round,
@@ -101,6 +102,7 @@ class ClientSide:
     def _evaluate(self, task: ClientTask, ask: Ask) -> Outcome:
         header = header_of(task.message.content)
         client = self._client(task, header, ask)
+        seeding.seed_everything(seeding.derive_seed(client.seed, "evaluate"))
         scores: Header = {"round": client.round, "client": task.key}
         test, local = self.federation.test(client.card.view), self.federation.local_test(task.key)
         logits = self.strategy.client_predict(client, test)

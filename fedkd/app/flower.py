@@ -7,7 +7,7 @@ The run configuration holds ``experiment`` (path of a file in the bundle, or the
 import shlex
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import fedkd
 from fedkd import config
 from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models
 from fedkd.app.loop import Run, run
-from fedkd.app.run_folder import RunFolder, free_folder
+from fedkd.app.run_folder import RunFolder, new_folder
 from fedkd.app.state import FolderStates, State
 from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
@@ -37,9 +37,10 @@ def make_server_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
         out = str(context.run_config.get("out", ""))
-        folder = RunFolder(Path(out) if out else free_folder(Path("runs") / experiment.name), experiment)
-        finished = run(grid, experiment, folder.add_round)
-        folder.finish(finished, client_models(experiment, _states_here(context, finished)))
+        with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
+            folder = RunFolder(path, experiment)
+            finished = run(grid, experiment, folder.add_round)
+            folder.finish(finished, client_models(experiment, _states_here(context, finished)))
 
     return app
 

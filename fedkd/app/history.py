@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Scores = dict[str, float]
@@ -22,6 +22,7 @@ class RoundRecord:
         bytes_down: bytes that clients received, by kind of knowledge.
         digest: state digest of the run up to this round.
         metrics: ``clients_global``, ``clients_local``, ``ensemble_global``, ``server_global``; None if not evaluated.
+        unmeasured: reason by key of the clients that should have been evaluated and were not.
     """
 
     round: int
@@ -32,6 +33,7 @@ class RoundRecord:
     bytes_down: Mapping[str, int]
     digest: str
     metrics: Metrics | None = None
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain values."""

@@ -63,8 +63,8 @@ def run(grid: Grid, experiment: Experiment, on_round: OnRound = lambda record: N
         record = side.take_replies(messages, _exchange(grid, messages, timeout))
         if _is_due(round_, experiment):
             messages = side.evaluate_messages()
-            metrics, clients = side.take_evaluations(messages, _exchange(grid, messages, timeout))
-            record = replace(record, metrics=metrics)
+            metrics, clients, unmeasured = side.take_evaluations(messages, _exchange(grid, messages, timeout))
+            record = replace(record, metrics=metrics, unmeasured=unmeasured)
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
     summary = summarise_run(experiment.strategy, experiment.seed, records, perf_counter() - started)

@@ -2,8 +2,10 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class RunFolder:
         Raises:
             UserError: see :func:`claim`.
         """
-        claim(path)
+        claim(path, besides=[FLOWER_LOG])
         self.path = path
         self._write("experiment.toml", experiment.to_toml())
         self._write("manifest.json", _pretty(manifest(experiment)))
@@ -70,29 +72,48 @@ class RunFolder:
         write_atomically(path, content.encode() if isinstance(content, str) else content)
 
 
-def claim(path: Path) -> None:
+def claim(path: Path, besides: Collection[str] = ()) -> None:
     """Make a folder for results; nothing that anybody has written is ever replaced.
 
+    Args:
+        path: the folder.
+        besides: names of files that may be in it already.
+
     Raises:
-        UserError: there are files in it, or it cannot be made.
+        UserError: there are other files in it, or it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        found = sorted(file.name for file in path.iterdir() if file.name != FLOWER_LOG)
+        found = sorted(file.name for file in path.iterdir() if file.name not in besides)
     except OSError as error:
         raise UserError(f"{path}: expected a folder that can be made, but: {error}.") from error
     if found:
-        what = "an earlier run" if "experiment.toml" in found else ", ".join(found[:3])
+        what = "an earlier run" if {"experiment.toml", "flower.log"} & set(found) else ", ".join(found[:3])
         raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
 
 
-def free_folder(path: Path) -> Path:
-    """Return the path, or the first numbered one beside it that is free."""
-    number, folder = 1, path
-    while folder.exists():
-        number += 1
-        folder = path.with_name(f"{path.name}-{number}")
-    return folder
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder of this name, or the first numbered one beside it that is free: two runs never share one.
+
+    It is gone afterwards if nothing was written into it.
+    """
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: expected a folder that can be made, but: {error}.") from error
+    try:
+        yield folder
+    finally:
+        for empty in (folder, folder.parent):
+            with suppress(OSError):
+                empty.rmdir()
 
 
 def read_models(path: Path) -> tuple[dict[str, Model], dict[str, dict[str, Model]]]:
@@ -114,7 +135,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def manifest(experiment: Experiment) -> dict[str, Any]:
-    """Return what the bits of a run depend on beside the experiment: same manifest, same bits."""
+    """Return what the bits of a run depend on beside the experiment, but for code of one's own outside the strategy."""
     federation = build(experiment)
     return {
         "fedkd": fedkd.__version__,

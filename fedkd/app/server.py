@@ -30,7 +30,7 @@ from fedkd.knowledge import Contract, Knowledge, KnowledgeError
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
-from fedkd.strategy.base import check_fits, expect_payload
+from fedkd.strategy.base import check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 
 LOG = logging.getLogger("fedkd")
@@ -77,7 +77,7 @@ class ServerSide:
         """
         self.roster = read_roster(replies, self.federation, self.strategy)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
-        with self._server_half():
+        with self._server_half("setup"):
             self.server.start_students(self.strategy.server_model)
             self.strategy.server_setup(self.server)
 
@@ -90,7 +90,7 @@ class ServerSide:
         self._sent = {}
         packed: Packed = {}
         for key in self._participants(round_):
-            with self._server_half():
+            with self._server_half(f"download {key}"):
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
                 if download is not None:
                     expect_payload("download", download, self.strategy.card.down)
@@ -120,8 +120,10 @@ class ServerSide:
         for reply in usable:
             kind = type(reply.knowledge).__name__
             received[kind] = received.get(kind, 0) + reply.knowledge.num_bytes
-        with self._server_half():
+        with self._server_half("round"):
             self._common = self.strategy.server_round(self.server, usable)
+            expect_knowledge("server_round", self._common)
+            expect_tensors("server.state", self.server.state)
         self._expect_finite()
         self._chain_digest()
         return RoundRecord(self.server.round, 0.0, sorted(accepted), failed, received, dict(self._sent), self.digest)
@@ -179,8 +181,15 @@ class ServerSide:
 
     def take_evaluations(
         self, messages: Iterable[Message], replies: Iterable[Message]
-    ) -> tuple[Metrics, list[ClientRecord]]:
-        """Gather what the clients measured, and measure the teacher ensemble and the server's own models."""
+    ) -> tuple[Metrics, list[ClientRecord], dict[str, str]]:
+        """Gather what the clients measured, and measure the teacher ensemble and the server's own models.
+
+        Returns:
+            The metrics, a record of each client that was measured, and why the others were not, by key.
+
+        Raises:
+            RunError: no client could be measured.
+        """
         asked = self._keys(messages)
         truth = self._truth
         shape = (len(truth), len(self.federation.classes)) if has_ensemble(self.strategy) else None
@@ -201,19 +210,21 @@ class ServerSide:
                 )
                 continue
             rows[key] = self.roster[key].record(scores)
+            failed.pop(key, None)
             if outputs is not None:
                 logits[key] = outputs
         if failed and not rows:
             raise RunError(_all_failed(self.server.round, failed))
         clients = [row for _, row in sorted(rows.items())]
-        return self._metrics(clients, [tensor for _, tensor in sorted(logits.items())]), clients
+        failed = {key: failed.get(key, "no reply in time") for key in sorted(asked.values()) if key not in rows}
+        return self._metrics(clients, [tensor for _, tensor in sorted(logits.items())]), clients, failed
 
     def _metrics(self, clients: list[ClientRecord], logits: list[Tensor]) -> Metrics:
         own = [
             self.server.predict([model], [self.federation.test(view)])[0]
             for model, view in ((self.server.models[name], view) for name, view in self.server.students.items())
         ]
-        with self._server_half():
+        with self._server_half("ensemble"):
             combined = self.strategy.ensemble(torch.stack(logits)) if logits else None
         return {
             "clients_global": metrics.summarise([client.global_ for client in clients]),
@@ -233,13 +244,14 @@ class ServerSide:
     # -- small things ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _server_half(self) -> Iterator[None]:
-        """Run the strategy's server half: its mistake ends the run, with its traceback."""
+    def _server_half(self, purpose: str) -> Iterator[None]:
+        """Run a piece of the strategy's server half, on its own seed: a mistake ends the run, with its traceback."""
+        seeding.seed_everything(seeding.derive_seed(self.server.seed, purpose))
         try:
             yield
         except RunError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = "".join(traceback.format_exception(error))
             raise RunError(f"round {self.server.round}: the strategy's server half failed.\n{text}") from error
 

@@ -45,7 +45,7 @@ def digest(*parts: Mapping[str, Tensor] | str) -> str:
             continue
         for name, tensor in sorted(part.items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # NumPy has no bfloat16
+            sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return sha.hexdigest()
 
 

@@ -17,7 +17,7 @@ from fedkd.strategy.base import Payload, payload_type
 
 SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
 """Names of what is measured of a model."""
-LARGEST_SCORE = {"accuracy": 1.0, "ece": 1.0, "brier": 2.0, "nll": 1e30}
+LARGEST_SCORE = {"accuracy": 1.0, "ece": 1.0, "brier": 2.0, "nll": 1e30, "entropy": 1e3}
 """What no honest score exceeds; a diverged model may have NaN."""
 
 

@@ -98,9 +98,13 @@ class Federation:
         )
 
     def samples(self, ids: Tensor, view: str, *, labels: bool = True) -> Samples:
-        """Return the samples with these ids, shape ``(N,)``, in a view, in the experiment's dtype and on its device."""
-        inputs = view_of(self.dataset, view)[ids].to(self.like)
-        return Samples(ids, inputs, {"labels": self.dataset.labels[ids].to(inputs.device)} if labels else {})
+        """Return the samples with these ids, shape ``(N,)``, in a view, in the experiment's dtype and on its device.
+
+        All that ask share them, so torch refuses to change them in place: they are inference tensors.
+        """
+        with torch.inference_mode():
+            inputs = view_of(self.dataset, view)[ids].to(self.like)
+            return Samples(ids, inputs, {"labels": self.dataset.labels[ids].to(inputs.device)} if labels else {})
 
     def private(self, key: str) -> Samples:
         """Return a client's training samples in its own view, with labels."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from fedkd.config import Experiment
 from fedkd.data import sources
 from fedkd.engine.flower import run_app
 from fedkd.engine.result import Result, make_result
-from fedkd.errors import RunError, UserError
+from fedkd.errors import RunError
 from fedkd.strategy.registry import PACKAGE
 
 APP = """\
@@ -68,13 +67,7 @@ def write_app(app: Path, experiment: Experiment, out: Path) -> None:
         app: an empty folder.
         experiment: what the app runs.
         out: run folder, where server and clients leave their results.
-
-    Raises:
-        UserError: Flower would leave the strategy's file out.
     """
-    if re.fullmatch(r"test_.*|.*_test", experiment.strategy):
-        found = f"found {experiment.strategy!r}, whose file Flower would leave out of the bundle"
-        raise UserError(f"strategy: expected a name that does not look like a test's, {found}; rename it.")
     text = with_absolute_paths(experiment).to_toml()
     project = {
         "project": {

@@ -1,10 +1,12 @@
 """Run an experiment on the engine that it names, and give back what came out."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedkd.app.client import client_models
@@ -48,14 +50,14 @@ def simulate(experiment: Experiment, *, out: Path | None = None, on_round: OnRou
         from fedkd.engine.bundle import run_on_flower
 
         return run_on_flower(experiment, out, on_round)
-    folder = None if out is None else RunFolder(out, experiment)
+    with _process_restored(), open_grid(experiment) as grid:
+        folder = None if out is None else RunFolder(out, experiment)  # only now: what cannot start leaves nothing
 
-    def after_round(record: RoundRecord) -> None:
-        if folder is not None:
-            folder.add_round(record)
-        on_round(record)
+        def after_round(record: RoundRecord) -> None:
+            if folder is not None:
+                folder.add_round(record)
+            on_round(record)
 
-    with _threads_restored(), open_grid(experiment) as grid:
         finished = run(grid, experiment, after_round)
         clients = client_models(experiment, {key: grid.state_of(key, n) for key, n in finished.versions.items()})
     if folder is not None:
@@ -97,10 +99,13 @@ def open_grid(experiment: Experiment) -> Iterator[SimulationGrid[Any]]:
 
 
 @contextmanager
-def _threads_restored() -> Iterator[None]:
-    """Give a notebook its number of torch threads back after a run in its process."""
-    before = torch.get_num_threads()
+def _process_restored() -> Iterator[None]:
+    """Give a notebook back what a run in its process changes: torch's threads, and the global random generators."""
+    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from fedkd.learner.cohort import answer_together
 from fedkd.learner.fit import answer
 from fedkd.learner.requests import Answer, Ask, Request
@@ -35,7 +37,12 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
     import greenlet  # only here: a real client, which runs alone, has no need of it
 
     hub = greenlet.getcurrent()
-    workers = [greenlet.greenlet(lambda program=program: _outcome(program, hub.switch)) for program in programs]
+
+    def ask(request: Request) -> Answer:
+        with torch.set_grad_enabled(True):  # a client's no_grad is its own: torch keeps one switch for the whole thread
+            return hub.switch(request)
+
+    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask)) for program in programs]
     results: list[Any] = [worker.switch() for worker in workers]
     while waiting := [k for k, worker in enumerate(workers) if not worker.dead]:
         answers = _answer_all({k: results[k] for k in waiting})

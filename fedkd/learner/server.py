@@ -11,6 +11,7 @@ from fedkd import seeding
 from fedkd.averaging import average_weights
 from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
+from fedkd.errors import UserError
 from fedkd.knowledge import Knowledge, SoftLabels, Weights
 from fedkd.learner.base import ClientCard, Learner
 from fedkd.learner.model import Model, fresh
@@ -113,5 +114,13 @@ class Server(Learner):
         return torch.stack([self.ask(Predict(model, view.inputs)) for model, view in zip(models, samples, strict=True)])
 
     def soft_labels(self, logits: Tensor) -> SoftLabels:
-        """Return logits ``(M, C)`` on this round's public subset as knowledge to be sent."""
-        return SoftLabels(self.federation.public_subset(self.round), logits)
+        """Return logits ``(M, C)`` on this round's public subset as knowledge to be sent.
+
+        Raises:
+            UserError: there are more or fewer logits.
+        """
+        ids = self.federation.public_subset(self.round)
+        if logits.shape != (len(ids), self.classes):
+            expected = f"expected logits of shape {(len(ids), self.classes)}, one row per public sample"
+            raise UserError(f"soft_labels: {expected}, found {tuple(logits.shape)}.")
+        return SoftLabels(ids, logits)

@@ -52,6 +52,7 @@ class Probe(Strategy):
         fault: Literal["none", "raise", "nan"] = Field("none", description="fail, or send a NaN")
 
     settings: Settings
+    _watched = frozenset({"_inner", "card"})
 
     def __init__(self, settings: StrategySettings | None = None) -> None:
         """Build the strategy under watch."""

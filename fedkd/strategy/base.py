@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
@@ -36,10 +37,42 @@ def expect_payload(where: str, knowledge: object, payload: Payload | None) -> No
     Raises:
         TypeError: the one is not of the type of the other.
     """
-    expected = payload_type(payload) or type(None)
-    if type(knowledge) is not expected:
-        said, found = (kind.__name__.removesuffix("Type") for kind in (expected, type(knowledge)))
+    said, found = _describe(payload), _describe(knowledge.parts if isinstance(knowledge, Bundle) else knowledge)
+    if said != found:
         raise TypeError(f"{where}: the card says {said}, found {found}")
+
+
+def expect_knowledge(where: str, knowledge: object) -> None:
+    """Refuse what cannot be sent, such as a bare tensor.
+
+    Raises:
+        TypeError: it is neither knowledge nor None.
+    """
+    if not isinstance(knowledge, Knowledge | None):
+        raise TypeError(
+            f"{where}: expected knowledge, such as server.soft_labels(...), or None, found {_describe(knowledge)}"
+        )
+
+
+def expect_tensors(where: str, state: Mapping[str, object]) -> None:
+    """Refuse a state that cannot be kept.
+
+    Raises:
+        TypeError: something in it is not a tensor.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{where}[{name!r}]: expected a tensor, found {type(value).__name__}; wrap it in torch.tensor"
+            )
+
+
+def _describe(payload: object) -> str:
+    """Name the type of a payload, given itself, its type, or the parts of a bundle."""
+    if isinstance(payload, Mapping):
+        return "{" + ", ".join(f"{name}: {_describe(part)}" for name, part in sorted(payload.items())) + "}"
+    kind = payload if isinstance(payload, type) else type(payload)
+    return kind.__name__.removesuffix("Type")
 
 
 @dataclass(frozen=True)
@@ -95,7 +128,15 @@ class Strategy(ABC):
 
     @final
     def sealed(self) -> Self:
-        """Return this strategy, which from now on refuses to keep anything on ``self``."""
+        """Return this strategy, which from now on refuses to keep anything on ``self``.
+
+        Raises:
+            UserError: it keeps something already, or has a property that would.
+        """
+        kept = {name for name in vars(self) if name not in {"settings", *self._watched}}
+        kept |= {name for kind in type(self).__mro__ for name, value in vars(kind).items() if _caches(value)}
+        if kept:
+            raise UserError(f"{_keeps_nothing(self, sorted(kept)[0])}; compute it where it is needed.")
         self._sealed = True
         return self
 
@@ -103,9 +144,10 @@ class Strategy(ABC):
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
         """Set an attribute while the strategy is built; later it would be another one in every process."""
         if "_sealed" in vars(self):
-            kept = f"{type(self).__name__}: a strategy keeps nothing on self, found self.{name} = ..."
-            raise AttributeError(f"{kept}; keep tensors in client.state or server.state.")
+            raise AttributeError(f"{_keeps_nothing(self, name)}; keep tensors in client.state or server.state.")
         super().__setattr__(name, value)
+
+    _watched: ClassVar[frozenset[str]] = frozenset()  # for tests: a strategy that holds another one
 
     # -- client half --------------------------------------------------------------------------------------------------
 
@@ -170,6 +212,14 @@ class Strategy(ABC):
     def ensemble(self, logits: Tensor) -> Tensor | None:
         """Combine the clients' logits ``(K, N, C)`` to the teacher ensemble's, ``(N, C)``; None if there is none."""
         return None
+
+
+def _caches(value: object) -> bool:
+    return isinstance(value, cached_property)
+
+
+def _keeps_nothing(strategy: Strategy, name: str) -> str:
+    return f"{type(strategy).__name__}: a strategy keeps nothing on self but its settings, found self.{name}"
 
 
 def check_fits(strategy: Strategy, experiment: Experiment, federation: Federation) -> None:

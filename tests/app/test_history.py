@@ -27,6 +27,7 @@ def test_a_round_is_one_json_object() -> None:
         "bytes_down": {},
         "digest": "digest-1",
         "metrics": {"clients_global": {"accuracy": 0.5, "nll": None}, "ensemble_global": None},
+        "unmeasured": {},
     }
     assert RoundRecord(**json.loads(text)).to_json() == record.to_json()
 

@@ -14,7 +14,7 @@ import torch
 import fedkd
 from fedkd import config
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import RunFolder, free_folder, manifest, read_lines, read_models
+from fedkd.app.run_folder import RunFolder, manifest, new_folder, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.simulate import simulate
@@ -102,11 +102,17 @@ def test_an_earlier_run_is_never_replaced(tmp_path: Path) -> None:
     assert {name: (folder / name).read_bytes() for name in files(folder)} == before
 
 
-def test_the_first_free_name_is_taken(tmp_path: Path) -> None:
-    assert free_folder(tmp_path / "run") == tmp_path / "run"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run-2").write_text("a file", encoding="utf-8")
-    assert free_folder(tmp_path / "run") == tmp_path / "run-3"
+def test_the_first_free_name_is_taken_and_an_empty_folder_is_gone_afterwards(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "runs" / "run") as first, new_folder(tmp_path / "runs" / "run") as second:
+        (tmp_path / "runs" / "run-3").write_text("a file", encoding="utf-8")
+        with new_folder(tmp_path / "runs" / "run") as fourth:
+            assert [path.name for path in (first, second, fourth)] == ["run", "run-2", "run-4"]
+        (second / "kept").touch()
+    assert files(tmp_path) == {"runs/run-2/kept", "runs/run-3"}
+    assert not first.exists()
+    with new_folder(tmp_path / "others" / "run"):
+        pass
+    assert not (tmp_path / "others").exists()
 
 
 def test_a_run_that_was_cut_off_keeps_its_finished_rounds_and_is_not_complete(tmp_path: Path) -> None:

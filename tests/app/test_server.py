@@ -75,7 +75,11 @@ def lost(message: Message, reply: Message, grid: Tampered) -> Replies:
 
 def outcome(finished: Run) -> object:
     """All that a run leaves except its times."""
-    rounds = [{**record.to_json(), "seconds": 0, "failed": sorted(record.failed)} for record in finished.rounds]
+    named = ("failed", "unmeasured")
+    rounds = [
+        {**record.to_json(), "seconds": 0, **{name: sorted(getattr(record, name)) for name in named}}
+        for record in finished.rounds
+    ]
     models = {name: {k: t.tolist() for k, t in m.tensors.items()} for name, m in finished.server_models.items()}
     return rounds, [client.to_json() for client in finished.clients], models, finished.versions
 
@@ -447,6 +451,8 @@ def test_a_run_goes_on_where_nobody_can_be_evaluated(experiment: Experiment, cle
 
     assert finished.summary["digest"] == clean.summary["digest"]
     assert finished.clients == []
+    assert set(finished.rounds[-1].unmeasured.values()) == {"no reply in time"}
+    assert len(finished.rounds[-1].unmeasured) == 4
     assert finished.summary["metrics"] == dict.fromkeys(
         ["clients_global", "clients_local", "ensemble_global", "server_global"]
     )
@@ -593,6 +599,18 @@ def fails(self: Strategy, server: Server, replies: object) -> None:
     raise ZeroDivisionError("of my own")
 
 
+def exits(self: Strategy, server: Server, replies: object) -> None:
+    raise SystemExit(0)
+
+
+def counts(self: Strategy, server: Server, replies: object) -> None:
+    server.state["n"] = 3  # type: ignore[assignment]
+
+
+def shortens(self: Strategy, server: Server, replies: object) -> SoftLabels:
+    return server.soft_labels(torch.zeros(3, 10))
+
+
 def keeps(self: Strategy, server: Server, replies: object) -> None:
     self.last = replies
 
@@ -601,8 +619,12 @@ def keeps(self: Strategy, server: Server, replies: object) -> None:
     ("method", "mistake", "message"),
     [
         ("server_round", fails, r"round 1: the strategy's server half failed.(?s:.)*in fails(?s:.)*of my own"),
-        ("server_round", keeps, r"FedMD: a strategy keeps nothing on self, found self.last = ...; keep tensors"),
+        ("server_round", keeps, r"FedMD: a strategy keeps nothing on self but its settings, found self.last; keep"),
         ("download", lambda self, *others: torch.zeros(1), "download: the card says SoftLabels, found Tensor"),
+        ("server_round", lambda self, *others: torch.zeros(1), "server_round: expected knowledge, .*found Tensor"),
+        ("server_round", exits, r"the strategy's server half failed(?s:.)*SystemExit"),
+        ("server_round", counts, r"server.state\['n'\]: expected a tensor, found int"),
+        ("server_round", shortens, r"soft_labels: expected logits of shape \(40, 10\), .* found \(3, 10\)"),
     ],
 )
 def test_a_mistake_in_the_server_half_ends_the_run_with_its_traceback(

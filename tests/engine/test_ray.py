@@ -166,7 +166,11 @@ def on_ray(experiment: Experiment, workers: int) -> Run:
 
 
 def outcome(finished: Run) -> object:
-    rounds = [{**record.to_json(), "seconds": 0, "failed": sorted(record.failed)} for record in finished.rounds]
+    named = ("failed", "unmeasured")
+    rounds = [
+        {**record.to_json(), "seconds": 0, **{name: sorted(getattr(record, name)) for name in named}}
+        for record in finished.rounds
+    ]
     return rounds, [client.to_json() for client in finished.clients], finished.versions
 
 
