@@ -22,7 +22,7 @@ from fedkd import config
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""

@@ -13,6 +13,13 @@ from fedkd.errors import UserError, unknown
 Size = float | int
 S = TypeVar("S", bound=BaseModel)
 
+_PLAIN = {
+    "tuple_type": 'expected a list, such as ["a"]',
+    "model_type": "expected a table of settings",
+    "dict_type": "expected a table of settings",
+    "string_pattern_mismatch": "expected letters, digits, '_', '-' and '.', beginning with a letter or digit",
+}
+"""What pydantic says in words that only programmers know, by its type of error."""
 _UNION_MEMBERS = {"float", "int"}  # pydantic puts the tried member of a union, such as Size, into an error's location
 
 
@@ -42,8 +49,8 @@ class DataSettings(Section):
     @field_validator("public", "validation", "test")
     @classmethod
     def _check_size(cls, size: Size) -> Size:
-        if size > 1 and size % 1:
-            raise ValueError("input should be a share below 1 or a whole number of samples")
+        if size >= 1 and isinstance(size, float):
+            raise ValueError("expected a share below 1, or a whole number of samples without a point")
         return size
 
 
@@ -204,7 +211,7 @@ def validate(schema: type[S], values: Mapping[str, Any], where: str) -> S:
             raise unknown(
                 "key", ".".join(path), [".".join([*path[:-1], key]) for key in _keys(schema, path[:-1])], where
             ) from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
         message = message[:1].lower() + message[1:]
         key = f"{'.'.join(path)}: " if path else ""
         found = f", found {first['input']!r}" if path else ""

@@ -41,7 +41,8 @@ def listing(what: str) -> list[Row]:
 
 def cells(what: str, row: Mapping[str, Any]) -> list[str]:
     """Return a row's cells in the order of the columns; one that is an error shows the error."""
-    return [str(row.get(column, row.get("error", ""))) for column in COLUMNS[what]]
+    texts = {**row, "default": _shown(row.get("default"))}
+    return [str(texts.get(column, row.get("error", ""))) for column in COLUMNS[what]]
 
 
 def to_markdown(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -100,7 +101,7 @@ def _settings(prefix: str, schema: type[BaseModel]) -> Iterator[Row]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _settings(f"{prefix}{name}.", kind)
         else:
-            yield {"key": f"{prefix}{name}", "default": _default(field), "meaning": _meaning(field)}
+            yield {"key": f"{prefix}{name}", "default": field.get_default(), "meaning": _meaning(field)}
 
 
 def _meaning(field: FieldInfo) -> str:
@@ -109,8 +110,8 @@ def _meaning(field: FieldInfo) -> str:
     return f"{field.description or ''}{listed}"
 
 
-def _default(field: FieldInfo) -> str:
-    if field.default is None or field.default is PydanticUndefined:
+def _shown(value: Any) -> str:  # noqa: ANN401 - a settings value of any type
+    if value is None or value is PydanticUndefined:
         return "–"
-    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    value = list(value) if isinstance(value, tuple) else value
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')

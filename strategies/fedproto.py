@@ -29,6 +29,8 @@ class FedProto(Strategy):
         deviations=(
             "prototypes are taken after local training, not while the weights still move",
             "a client that has not received prototypes yet predicts with its own head",
+            "global prototypes are means over all samples of a class; the official code's are unweighted over clients",
+            "the distance is the official code's mean squared error over the features",
         ),
     )
 

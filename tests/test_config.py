@@ -54,7 +54,7 @@ def texts(value: Any) -> bool:
 
 
 def size(low: Number) -> Check:
-    return lambda value: low(value) and (value < 1 or float(value).is_integer())
+    return lambda value: low(value) and (value < 1 or isinstance(value, int))
 
 
 def folder(value: Any) -> bool:

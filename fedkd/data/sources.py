@@ -35,7 +35,7 @@ _IDX_FILES = tuple(
 )
 _IMAGE_RANKS = (3, 4)  # (N, height, width) and (N, height, width, channels)
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, colour, colour + alpha
-_COLOURS = (1, 3)  # grey, colour
+_COLOURS = 3
 _READ_ERRORS = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
 
 _TEN_DIGITS = tuple("0123456789")
@@ -297,6 +297,11 @@ def _read_npz(path: Path) -> DataSet:
         raise UserError(f"{path}: expected key 'labels' (class numbers), found {_keys(arrays)}; add or rename it.")
     labels = _as_labels(path, arrays.pop("labels"))
     classes, is_test, groups = (arrays.pop(key, None) for key in ("classes", "is_test", "groups"))
+    for key, column in (("is_test", is_test), ("groups", groups)):
+        if column is not None and column.shape != labels.shape:
+            raise UserError(
+                f"{path}: {key!r}: expected shape {tuple(labels.shape)} as the labels, found {column.shape}."
+            )
     views = {name: array for name, array in arrays.items() if _is_view(array)}
     for name, array in views.items():
         if len(array) != len(labels):
@@ -309,7 +314,7 @@ def _read_npz(path: Path) -> DataSet:
         {name: _as_view(f"{path}: {name!r}", array) for name, array in views.items()},
         labels,
         _default_classes(path, labels) if classes is None else tuple(map(str, classes.reshape(-1))),
-        None if is_test is None else torch.from_numpy(is_test.astype(bool)),
+        None if is_test is None else _as_flags(path, is_test),
         None if groups is None else _as_groups(groups),
     )
 
@@ -333,9 +338,19 @@ def _as_labels(path: Path, labels: Array) -> Tensor:
 
 def _default_classes(path: Path, labels: Tensor) -> tuple[str, ...]:
     count = int(labels.max()) + 1 if len(labels) else 0
-    if count > len(labels):
-        raise UserError(f"{path}: 'labels': expected 0 to C-1, found {count - 1}; renumber them or add 'classes'.")
+    if count != len(labels.unique()):
+        found = f"found {len(labels.unique())} different ones up to {count - 1}"
+        raise UserError(f"{path}: 'labels': expected every number from 0 to C-1, {found}; renumber or add 'classes'.")
     return tuple(map(str, range(count)))
+
+
+def _as_flags(path: Path, is_test: Array) -> Tensor:
+    if is_test.dtype.kind not in "biu" or not np.isin(is_test, (0, 1)).all():
+        raise UserError(f"{path}: 'is_test': expected true and false (or 1 and 0), found {is_test.dtype}; convert it.")
+    if is_test.all() or not is_test.any():
+        found = f"found {int(is_test.sum())} of {len(is_test)} marked as test"
+        raise UserError(f"{path}: 'is_test': expected samples to train and samples to test on, {found}; correct it.")
+    return torch.from_numpy(is_test.astype(bool))
 
 
 def _as_groups(groups: Array) -> Tensor:
@@ -346,10 +361,12 @@ def _as_groups(groups: Array) -> Tensor:
 
 def _is_view(array: Array) -> bool:
     """Tell views from notes such as file names, scales and running numbers."""
-    return array.dtype.kind in "biuf" and array.ndim > 1
+    return array.dtype.kind in "biufc" and array.ndim > 1
 
 
 def _as_view(where: str, array: Array) -> Tensor:
+    if array.dtype.kind == "c":
+        raise UserError(f"{where}: expected real numbers, found {array.dtype}; store real and imaginary part apart.")
     if array.dtype != np.uint8 or array.ndim not in _IMAGE_RANKS:
         if _looks_channels_last(array):
             expected = "expected numbers that are no bytes channels first, (N, channels, height, width)"
@@ -362,8 +379,11 @@ def _as_view(where: str, array: Array) -> Tensor:
 
 
 def _looks_channels_last(array: Array) -> bool:
-    """Tell ``(N, H, W, 1 or 3)`` by what it would be otherwise: images of many channels, 1 or 3 pixels wide."""
-    return array.ndim == max(_IMAGE_RANKS) and array.shape[3] in _COLOURS and array.shape[1] > max(_CHANNELS)
+    """Tell ``(N, H, W, 3)``, and square ``(N, H, H, 1)``, from images of many channels that are 3 pixels or 1 wide."""
+    if array.ndim != max(_IMAGE_RANKS) or array.shape[1] <= max(_CHANNELS):
+        return False
+    _, height, width, channels = map(int, array.shape)
+    return channels == _COLOURS or (channels == 1 and height == width)
 
 
 def _keys(arrays: Mapping[str, Array]) -> str:

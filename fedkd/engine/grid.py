@@ -48,7 +48,7 @@ class SimulationGrid(Grid, Generic[S]):
         return {} if state is None else self.read_state(state)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run all messages' clients, and yield the replies as they come; there is no time limit in a simulation."""
+        """Run all messages' clients, and yield the replies as they come; the time limit is the experiment's."""
         sent = {self._keys[message.metadata.dst_node_id]: message for message in messages}
         tasks = [(message, key, self._state_for(message, key)) for key, message in sent.items()]
         for key, reply, state in self.run_units(units(tasks, self._experiment)):

@@ -309,14 +309,14 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     Raises:
         UserError: there is none at the address.
     """
-    place = re.fullmatch(r"(?:ray://)?([^:/]+):(\d{1,5})", address)
+    place = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d{1,5})", address)
     if place is None and address != "auto":
         raise UserError(f"engine.address: expected ray://host:port, host:port or 'auto', found {address!r}.")
     try:
         if place is not None:
-            socket.create_connection((place[1], int(place[2])), timeout=CONNECT_SECONDS).close()
+            socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, runtime_env=environment)
-    except (OSError, OverflowError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         cause = f"found none that answers: {' '.join(str(error).split())}"
         raise UserError(f"engine.address: expected a running Ray cluster at {address!r}, {cause}.") from error
 
@@ -334,4 +334,5 @@ def _check_room(experiment: Experiment) -> None:
         if needed > has.get(what, 0) and not engine.address:
             name = "GB of memory" if what == "memory" else what
             found = f"{needed / unit:g} {name} for {workers} workers, found {has.get(what, 0) / unit:.3g}"
-            raise UserError(f"engine: expected {found}; lower engine.workers or engine.gpus_per_worker.")
+            lower = "engine.workers" if what != "GPU" else "engine.workers or engine.gpus_per_worker"
+            raise UserError(f"engine: expected {found}; lower {lower}.")

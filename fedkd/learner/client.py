@@ -1,6 +1,6 @@
 """The client as its half of a strategy sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from fedkd.data.federation import Federation
@@ -21,7 +21,7 @@ class Client(Learner):
     """
 
     card: ClientCard
-    federation: Federation
+    federation: Federation = field(repr=False)
 
     @property
     def task(self) -> Task:

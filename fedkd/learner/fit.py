@@ -37,7 +37,7 @@ def batches(samples: int, epochs: int, batch_size: int, seed: int) -> list[Tenso
 def fit(request: Fit) -> dict[str, Model]:
     """Train the request's models, and return them by name; the given models stay as they are."""
     inputs = request.samples.inputs
-    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
         seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
         return _loop(request)
 

@@ -48,7 +48,8 @@ def read_model(path: Path) -> Model:
 
 def to_module(model: Model) -> nn.Module:
     """Return a model as a torch module in evaluation mode, with weights of its own."""
-    module = build(model.spec).to(_floating_type(model.tensors))
+    with torch.random.fork_rng(devices=[]):  # the weights that it starts from are replaced
+        module = build(model.spec).to(_floating_type(model.tensors))
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         tensor.data.copy_(model.tensors[name])
     return module.eval()

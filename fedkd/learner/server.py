@@ -48,7 +48,7 @@ class Server(Learner):
     """
 
     clients: Mapping[str, ClientCard]
-    federation: Federation
+    federation: Federation = field(repr=False)
     students: Mapping[str, str] = field(default_factory=dict)
     student_names: Mapping[str, str] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ and no strategy has a privilege.
 
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -99,8 +100,10 @@ def _import(module_name: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(module_name)
     except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
         raise UserError(
-            f"strategy module {module_name!r}: could not be imported: {type(error).__name__}: {error}."
+            f"strategy module {module_name!r}: could not be imported: {type(error).__name__}: {error}{place}."
         ) from error
 
 

@@ -592,6 +592,22 @@ def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experi
     assert len(set(digests)) == len(changes)
 
 
+def test_what_the_server_half_draws_depends_on_the_seed_alone(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draws(self: Strategy, server: Server, replies: object) -> None:
+        server.state["noise"] = torch.randn(3)
+
+    monkeypatch.setattr(FedMD, "server_round", draws)
+    digests = set()
+    for disturbance in (1, 2):
+        torch.manual_seed(disturbance)
+        digests.add(run(LocalGrid(experiment), experiment).summary["digest"])
+    assert len(digests) == 1
+    other = experiment.changed(seed=5)
+    assert run(LocalGrid(other), other).summary["digest"] not in digests
+
+
 # -- a strategy's mistakes on the server
 
 

@@ -187,6 +187,12 @@ def evaluation(scores: Mapping[str, object], logits: Tensor | None = None) -> Me
     return reply(records, "evaluate")
 
 
+def test_scores_whose_sum_would_be_infinite_are_refused() -> None:
+    for name in ("entropy", "nll"):
+        with pytest.raises(KnowledgeError, match=f"evaluation: global/{name}: expected 0 to"):
+            read_evaluation(evaluation({**ALL, f"global/{name}": 1.7e308}), "a", 5, None)
+
+
 def test_scores_are_those_that_we_measure() -> None:
     assert {"accuracy", "nll", "ece", "brier", "entropy"} == SCORES
 

@@ -331,3 +331,14 @@ def test_the_default_experiment_can_be_built() -> None:
     assert len(federation.holdings) == 10
     assert sorted(torch.cat(parts(federation)).tolist()) == list(range(1797))
     assert min(len(held.train) + len(held.test) for held in federation.holdings.values()) >= 10
+
+
+@pytest.mark.parametrize("name", ["inputs", "labels"])
+def test_what_all_share_cannot_be_changed_in_place(make: Make, name: str) -> None:
+    federation = make()
+    samples = federation.private("client-0")
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        getattr(samples, name).add_(1)
+    own = samples.take(torch.arange(2))
+    getattr(own, name).add_(1)
+    assert torch.equal(getattr(federation.private("client-0"), name), getattr(samples, name))

@@ -352,18 +352,26 @@ def test_real_colour_images(shared_data: Path) -> None:
     assert int(data.official_test.sum()) == 314
 
 
+TWO = {"labels": np.array([0, 1]), "x": np.zeros((2, 1))}
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"label": np.zeros(3)}, r"expected key 'labels' .* found 'label' float64 \(3,\)"),
         ({}, "expected key 'labels' .* found nothing"),
         ({"labels": np.array([0.5, 1])}, "'labels': expected whole numbers .* found float64"),
-        ({"labels": np.array([0, 10**12]), "x": np.zeros((2, 1))}, "'labels': expected 0 to C-1, found 10{12}"),
+        ({"labels": np.array([0, 10**12]), "x": np.zeros((2, 1))}, "'labels': .*found 2 different ones up to 10{12}"),
         ({"labels": np.array([0, 1]), "x": np.zeros((3, 1))}, "'x': expected 2 rows, one per label, found 3"),
         ({"labels": np.array([0, 1]), "x": np.array([{}, {}])}, "plain arrays"),
         ({"labels": np.array([0, 1]), "x": np.zeros((2, 3, 8, 8), np.uint8)}, r"'x': expected images .* reorder"),
         ({"labels": np.array([0, 1]), "x": np.zeros((2, 1)), "classes": np.array(["a"])}, "0 to 0, found 0 to 1"),
-        ({"labels": np.array([0, 1]), "x": np.zeros((2, 1)), "is_test": np.array([1])}, "official_test: expected"),
+        (TWO | {"is_test": np.array([1])}, r"'is_test': expected shape .2,. as"),
+        (TWO | {"is_test": np.array([0.5, 1])}, "'is_test': expected true"),
+        (TWO | {"is_test": np.array([0, 0])}, "found 0 of 2 marked as test"),
+        (TWO | {"groups": np.array([0])}, r"'groups': expected shape .2,. as"),
+        (TWO | {"x": np.zeros((2, 1), complex)}, "'x': expected real numbers, found complex128"),
+        ({"labels": np.array([0, 2]), "x": np.zeros((2, 1))}, "expected every number from 0 to C-1, found 2 different"),
         ({"labels": np.array([0, 1]), "x": np.array([[1.0], [np.nan]])}, "view 'x': expected finite numbers"),
         ({"labels": np.array([], np.int64), "x": np.zeros((0, 1))}, "expected at least one sample"),
     ],
@@ -459,7 +467,7 @@ def test_the_cache_does_not_outgrow_memory() -> None:
 def test_a_path_is_resolved_before_it_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, label in (("one", 0), ("two", 1)):
         (tmp_path / folder).mkdir()
-        save(tmp_path / folder / "mine.npz", labels=np.array([label, 1]), x=np.zeros((2, 1)))
+        save(tmp_path / folder / "mine.npz", labels=np.array([label, 1]), x=np.zeros((2, 1)), classes=["a", "b"])
     found = []
     for folder in ("one", "two"):
         monkeypatch.chdir(tmp_path / folder)
@@ -471,14 +479,14 @@ def test_a_path_is_resolved_before_it_is_looked_up(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("change", ["size", "time"])
 def test_a_changed_npz_file_is_read_again(tmp_path: Path, change: str) -> None:
     file = tmp_path / "mine.npz"
-    path = save(file, labels=np.array([0, 1]), x=np.zeros((2, 1)))
+    path = save(file, labels=np.array([0, 1]), x=np.zeros((2, 1)), classes=["a", "b"])
     before, status = load(path), file.stat()
     assert load(path) is before
     if change == "size":
-        save(file, labels=np.array([0, 1, 1]), x=np.zeros((3, 1)))
+        save(file, labels=np.array([0, 1, 1]), x=np.zeros((3, 1)), classes=["a", "b"])
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
-        save(file, labels=np.array([1, 1]), x=np.zeros((2, 1)))
+        save(file, labels=np.array([1, 1]), x=np.zeros((2, 1)), classes=["a", "b"])
         assert file.stat().st_size == status.st_size
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert load(path).labels.tolist() == ([0, 1, 1] if change == "size" else [1, 1])

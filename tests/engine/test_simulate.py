@@ -1,10 +1,12 @@
 """The one call that users make: what comes back is what was trained, and nothing else has changed."""
 
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,3 +177,15 @@ def test_mistakes_are_refused_before_anything_is_written(
 
 def test_it_is_the_librarys_front_door() -> None:
     assert fedkd.simulate is simulate
+
+
+def test_a_run_leaves_the_callers_random_numbers_alone() -> None:
+    drawn = []
+    for runs in (0, 1):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        for _ in range(runs):
+            simulate(experiment_of("local"))
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: S311 - no secret
+    assert drawn[0] == drawn[1]

@@ -275,3 +275,18 @@ def test_a_program_may_catch_what_its_question_raised(execute: Executor[Any]) ->
         return "never reached"
 
     assert execute([careful, careful]) == ["went on", "went on"]
+
+
+@both
+def test_one_clients_no_grad_is_its_own(execute: Executor) -> None:
+    def without(ask: Ask) -> bool:
+        with torch.no_grad():
+            ask(request(0, supervised))
+            return torch.is_grad_enabled()
+
+    def with_(ask: Ask) -> bool:
+        ask(request(1, supervised))
+        return torch.is_grad_enabled()
+
+    assert execute([without, with_, without]) == [False, True, False]
+    assert torch.is_grad_enabled()

@@ -4,7 +4,8 @@ Every step takes the whole shard, so that a reference need not know the order of
 float64 then agrees to rounding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fedkd import Experiment, Result, simulate
 from fedkd.config import parse
+from fedkd.data import federation
 
 LEARNING_RATE = 0.1
 ROUNDS = 2
@@ -90,3 +92,12 @@ def lab() -> SimpleNamespace:
     """Return the tools."""
     tools = (experiment, start, descend, outputs, average, apart)
     return SimpleNamespace(rounds=ROUNDS, epochs=EPOCHS, **{tool.__name__: tool for tool in tools})
+
+
+@pytest.fixture(autouse=True)
+def _samples_that_may_be_descended_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """These tests descend by hand on whole shards, which the inference tensors of a federation do not allow."""
+    federation._build.cache_clear()
+    monkeypatch.setattr(torch, "inference_mode", nullcontext)
+    yield
+    federation._build.cache_clear()

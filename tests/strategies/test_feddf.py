@@ -7,7 +7,10 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from fedkd import simulate
+from fedkd.app.server import ServerSide
+from fedkd.app.wire import to_arrays, to_tensors
 from fedkd.data.federation import build
+from fedkd.engine.local import LocalGrid
 
 TEMPERATURE = 2.0
 STEPS = 3
@@ -66,3 +69,19 @@ def test_the_ensemble_that_is_evaluated_averages_logits(lab: SimpleNamespace) ->
     assert scores is not None
     assert abs(scores["accuracy"] - float((logits.argmax(1) == test.labels).double().mean())) < 1e-9
     assert abs(scores["nll"] - float(nll)) < 1e-6
+
+
+def test_a_client_with_absurd_weights_teaches_nobody(lab: SimpleNamespace) -> None:
+    asked = lab.experiment("feddf", {"rounds": 1})
+    side, grid = ServerSide(asked), LocalGrid(asked)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    messages = side.train_messages(1)
+    replies = list(grid.send_and_receive(messages))
+    first = to_tensors(replies[0].content["payload"])
+    replies[0].content["payload"] = to_arrays({name: torch.full_like(t, 1e300) for name, t in first.items()})
+    side.take_replies(messages, replies)
+    without = ServerSide(asked)
+    without.welcome(grid.send_and_receive(without.hello_messages(grid.get_node_ids())))
+    without.take_replies(without.train_messages(1), replies[1:])
+    for name, model in without.server.models.items():
+        assert all(torch.equal(tensor, side.server.models[name].tensors[key]) for key, tensor in model.tensors.items())

@@ -1,6 +1,7 @@
 """What a strategy is unless it says otherwise, and which experiments are refused."""
 
 from dataclasses import FrozenInstanceError
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import UserError
-from fedkd.knowledge import Knowledge, Weights
+from fedkd.knowledge import Bundle, Knowledge, SoftLabels, Weights
 from fedkd.learner.fit import answer
 from fedkd.learner.model import fresh
 from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
-from fedkd.strategy.base import check_fits
+from fedkd.strategy.base import check_fits, expect_payload
 
 
 class Plain(Strategy):
@@ -128,3 +129,70 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts() -> None:
     ):
         with pytest.raises(UserError, match=text):
             simulate(EXPERIMENT.changed(strategy=strategy, **changes))
+
+
+# -- nothing is kept on self
+
+
+class Sealable(Strategy):
+    card = MethodCard(title="T", authors="A", year=2026)
+    kept: Any = None
+
+    def client_round(self, client: Client, received: None) -> None:
+        """Do nothing."""
+
+    def server_round(self, server: Server, replies: Replies) -> None:
+        """Do nothing."""
+
+
+class KeepsAList(Sealable):
+    def __init__(self, settings: StrategySettings | None = None) -> None:
+        super().__init__(settings)
+        self.seen: list[str] = []
+
+
+class KeepsACache(Sealable):
+    @cached_property
+    def table(self) -> int:
+        return 1
+
+
+def test_a_sealed_strategy_refuses_what_it_would_lose() -> None:
+    sealed = Sealable().sealed()
+    with pytest.raises(
+        AttributeError, match=r"a strategy keeps nothing on self but its settings, found self\.kept; keep"
+    ):
+        sealed.kept = 1
+    assert sealed.kept is None
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KeepsAList, "seen"), (KeepsACache, "table")])
+def test_what_could_keep_something_cannot_be_sealed(kind: type[Strategy], name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{kind.__name__}: a strategy keeps nothing on self .* found self.{name}; comp"
+    ):
+        kind().sealed()
+
+
+# -- what may be sent
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "payload", "text"),
+    [
+        (torch.ones(1), SoftLabels, "the card says SoftLabels, found Tensor"),
+        (None, SoftLabels, "the card says SoftLabels, found None"),
+        (Weights({}), None, "the card says None, found Weights"),
+        (Bundle({"a": Weights({})}), {"b": Weights}, "the card says {b: Weights}, found {a: Weights}"),
+        (Bundle({"a": Weights({})}), {"a": SoftLabels}, "the card says {a: SoftLabels}, found {a: Weights}"),
+    ],
+)
+def test_only_what_the_card_says_is_sent(knowledge: object, payload: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=f"here: {text}"):
+        expect_payload("here", knowledge, payload)
+
+
+def test_what_the_card_says_is_sent() -> None:
+    expect_payload("here", Weights({}), Weights)
+    expect_payload("here", None, None)
+    expect_payload("here", Bundle({"a": Weights({})}), {"a": Weights})
