@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,19 +19,21 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from fedkd.app.client import TRAIN, ClientSide, ClientTask
-from fedkd.app.state import State, from_bytes, to_bytes
+from fedkd.app.state import State, raw_bytes
 from fedkd.app.wire import PAYLOAD, as_arrays, payload_bytes
 from fedkd.config import Experiment
 from fedkd.engine.grid import SimulationGrid, Unit, failure
 from fedkd.errors import RunError, UserError
 from fedkd.flower_internals import with_content
 
-Bytes = NDArray[np.uint8]
+Columns = dict[str, tuple[torch.dtype, tuple[int, ...], NDArray[np.uint8]]]
+"""A state as Ray stores it: type, shape and memory of each tensor, which is shared with those who read it."""
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
@@ -105,18 +108,18 @@ class Worker:
     def ready(self) -> None:
         """Return once the process is prepared."""
 
-    def run(self, tasks: list[Task], *objects: Any) -> tuple[list[Message], dict[str, Bytes]]:  # noqa: ANN401
+    def run(self, tasks: list[Task], *objects: Any) -> tuple[list[Message], dict[str, Columns]]:  # noqa: ANN401
         """Run one unit; return the replies, and the new states by client key."""
         payloads = {k: as_arrays(bytes(objects[k])) for k in {task.payload for task in tasks} if k is not None}
         for task in tasks:
             if task.payload is not None:
                 task.message.content[PAYLOAD] = payloads[task.payload]
-        states = [None if task.state is None else from_bytes(bytes(objects[task.state][task.key])) for task in tasks]
+        states = [None if task.state is None else as_state(objects[task.state][task.key]) for task in tasks]
         outcomes = self._side.handle(
             [ClientTask(task.message, task.key, state) for task, state in zip(tasks, states, strict=True)]
         )
         changed = {
-            task.key: np.frombuffer(to_bytes(outcome.state), np.uint8)
+            task.key: as_columns(outcome.state)
             for task, outcome in zip(tasks, outcomes, strict=True)
             if outcome.state is not None
         }
@@ -219,7 +222,7 @@ class RayGrid(SimulationGrid[Stored]):
 
     def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
-        return from_bytes(bytes(ray.get(state.reference)[state.key]))
+        return {name: t.clone() for name, t in as_state(ray.get(state.reference)[state.key]).items()}
 
     def _joined(self, units: Sequence[Unit[Stored]]) -> Sequence[Unit[Stored]]:
         """Join units of single clients, whose bits do not depend on it, until their number costs little."""
@@ -275,6 +278,22 @@ class RayGrid(SimulationGrid[Stored]):
             ray.kill(worker)
         if self._started_ray:
             ray.shutdown()
+
+
+def as_columns(state: State) -> Columns:
+    """Return a state in a form that Ray stores and shares without copies."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {name: (tensor.dtype, tuple(tensor.shape), raw_bytes(tensor)) for name, tensor in flat.items()}
+
+
+def as_state(columns: Columns) -> State:
+    """Return the state of which :func:`as_columns` made columns; it lies in shared memory and must not be written to."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "not writable": torch refuses to write to inference tensors
+        return {
+            name: torch.from_numpy(memory).view(dtype).reshape(shape)
+            for name, (dtype, shape, memory) in columns.items()
+        }
 
 
 def _failures(unit: Unit[Any], reason: str) -> Iterator[tuple[str, Message, None]]:

@@ -220,4 +220,4 @@ def _first(count: int, stacked: Tensors) -> dict[str, Tensor]:
 
 
 def _row(stacked: Tensors, k: int) -> dict[str, Tensor]:
-    return {name: tensor[k].clone() for name, tensor in stacked.items()}
+    return {name: tensor[k] for name, tensor in stacked.items()}

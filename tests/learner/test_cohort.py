@@ -153,8 +153,6 @@ def test_what_was_given_stays() -> None:
     for asked, untouched in zip(requests, doubles(spec("cnn-bn")), strict=True):
         assert same_bits(asked.models, untouched.models)
         assert torch.equal(asked.samples.inputs, untouched.samples.inputs)
-    for tensor in answers[0]["student"].tensors.values():  # keeps nothing of the others alive
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 # -- the same bits in every company
