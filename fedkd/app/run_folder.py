@@ -21,6 +21,7 @@ from fedkd.data.federation import build
 from fedkd.errors import UserError
 from fedkd.learner.model import Model
 from fedkd.learner.model_file import read_model, to_bytes
+from fedkd.learner.plan import plan
 from fedkd.strategy.registry import find
 
 FLOWER_LOG = "flower.log"
@@ -143,6 +144,15 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "threads": experiment.engine.threads,
         "plan": experiment.engine.plan,
+        "cohorts": [
+            {
+                "architecture": cohort.architecture,
+                "view": cohort.view,
+                "vectorised": cohort.vectorised,
+                "chunks": [len(chunk) for chunk in cohort.chunks],
+            }
+            for cohort in plan(experiment, federation.holdings)
+        ],
         "engine": experiment.engine.name,
         "workers": experiment.engine.workers,
         "data": federation.dataset.digest,

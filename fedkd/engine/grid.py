@@ -14,6 +14,7 @@ from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
+from fedkd.learner.plan import plan
 
 S = TypeVar("S")
 Unit = Sequence[tuple[Message, str, S | None]]
@@ -91,20 +92,9 @@ class SimulationGrid(Grid, Generic[S]):
 
 
 def units(tasks: Unit[S], experiment: Experiment) -> list[Unit[S]]:
-    """Divide tasks into units that one worker runs at a time: a pure function of the experiment and the participants.
-
-    One by one, every client is a unit; in cohorts, clients with the same architecture and view, at most
-    ``cohort_size``. Units never depend on the number of workers.
-    """
-    ordered = sorted(tasks, key=lambda task: task[1])
-    if experiment.engine.plan == "one-by-one":
-        return [[task] for task in ordered]
-    holdings = build(experiment).holdings
-    cohorts: dict[tuple[str, str], list[tuple[Message, str, S | None]]] = {}
-    for task in ordered:
-        cohorts.setdefault((holdings[task[1]].architecture, holdings[task[1]].view), []).append(task)
-    size = experiment.engine.cohort_size
-    return [cohort[start : start + size] for cohort in cohorts.values() for start in range(0, len(cohort), size)]
+    """Divide tasks into units that one worker runs at a time: the chunks of the plan."""
+    by_key = {task[1]: task for task in tasks}
+    return [[by_key[key] for key in chunk] for cohort in plan(experiment, by_key) for chunk in cohort.chunks]
 
 
 def failure(message: Message, reason: str) -> Message:

@@ -34,6 +34,7 @@ from fedkd.flower_internals import with_content
 
 Columns = dict[str, tuple[torch.dtype, tuple[int, ...], NDArray[np.uint8]]]
 """A state as Ray stores it: type, shape and memory of each tensor, which is shared with those who read it."""
+NOT_WRITABLE = "The given NumPy array is not writable"
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
@@ -103,6 +104,7 @@ class Worker:
     def __init__(self, experiment_text: str, path: list[str]) -> None:
         """Prepare the process; the driver's import path finds the user's own strategies."""
         sys.path[:] = list(dict.fromkeys([*path, *sys.path]))
+        warnings.filterwarnings("ignore", NOT_WRITABLE)  # as it should be: see as_state
         self._side = ClientSide(Experiment.model_validate_json(experiment_text))
 
     def ready(self) -> None:
@@ -222,14 +224,16 @@ class RayGrid(SimulationGrid[Stored]):
 
     def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
-        return {name: t.clone() for name, t in as_state(ray.get(state.reference)[state.key]).items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", NOT_WRITABLE)
+            return {name: t.clone() for name, t in as_state(ray.get(state.reference)[state.key]).items()}
 
-    def _joined(self, units: Sequence[Unit[Stored]]) -> Sequence[Unit[Stored]]:
+    def _joined(self, units: Sequence[Unit[Stored]]) -> list[Unit[Stored]]:
         """Join units of single clients, whose bits do not depend on it, until their number costs little."""
-        if self._experiment.engine.plan != "one-by-one":
-            return units
-        size = max(1, -(-len(units) // (UNITS_PER_WORKER * len(self._queues))))
-        return [[task for unit in units[start : start + size] for task in unit] for start in range(0, len(units), size)]
+        alone = [task for unit in units if len(unit) == 1 for task in unit]
+        size = max(1, -(-len(alone) // (UNITS_PER_WORKER * len(self._queues))))
+        joined = [alone[start : start + size] for start in range(0, len(alone), size)]
+        return [unit for unit in units if len(unit) > 1] + joined
 
     def _least_busy(self, deaths: int) -> Any:  # noqa: ANN401
         """Return the worker with the shortest queue, None if all are full; who killed one gets one without others."""
@@ -287,13 +291,9 @@ def as_columns(state: State) -> Columns:
 
 
 def as_state(columns: Columns) -> State:
-    """Return the state of which :func:`as_columns` made columns; it lies in shared memory and must not be written to."""
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "not writable": torch refuses to write to inference tensors
-        return {
-            name: torch.from_numpy(memory).view(dtype).reshape(shape)
-            for name, (dtype, shape, memory) in columns.items()
-        }
+    """Return the state that :func:`as_columns` was given; it lies in shared memory and must not be written to."""
+    with torch.inference_mode():  # torch refuses to write to what was made here
+        return {name: torch.from_numpy(raw).view(dtype).reshape(shape) for name, (dtype, shape, raw) in columns.items()}
 
 
 def _failures(unit: Unit[Any], reason: str) -> Iterator[tuple[str, Message, None]]:

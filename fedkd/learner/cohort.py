@@ -8,7 +8,7 @@ cohort: a convolution's kernel is chosen by the total number of input channels, 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.traced import traced
 from fedkd.models import ModelSpec, skeleton
 
+LARGEST_STEP = 8e6
+"""Multiplications of one client's step (forward) up to which vectorising was faster: see decision 5."""
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
 ROUND_UP_TO = 8
@@ -35,9 +37,33 @@ def answer_together(requests: Sequence[Request]) -> list[Answer]:
     Predictions are made one by one: on a CPU, vectorising them took one to fourteen times as long.
     """
     fits = [request for request in requests if isinstance(request, Fit)]
-    if not fits or not _vectorisable(fits[0]):
+    if not fits or not pays(fits[0]):
         return [answer(request) for request in requests]
     return list(fit_cohort(fits))
+
+
+def pays(request: Fit) -> bool:
+    """Whether clients with this request are trained together: their models allow it, and their steps are small."""
+    models = [*request.models.values(), *request.teachers.values()]
+    return all(vectorisable(model.spec) for model in models) and worth_it([m.spec for m in models], request.batch_size)
+
+
+def worth_it(specs: Sequence[ModelSpec], batch_size: int) -> bool:
+    """Whether steps on these models are small enough to be faster when they are vectorised.
+
+    A pure function of the architectures and the batch size, so that a run's bits never depend on the machine.
+    """
+    return batch_size * sum(multiplications(spec) for spec in specs) <= LARGEST_STEP
+
+
+@lru_cache
+def multiplications(spec: ModelSpec) -> int:
+    """Return the number of multiplications of a forward pass of one sample, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        skeleton(spec, training=False)(torch.zeros(1, *spec.input_shape))
+    return int(counter.get_total_flops()) // 2
 
 
 def vectorisable(spec: ModelSpec) -> bool:
@@ -45,10 +71,6 @@ def vectorisable(spec: ModelSpec) -> bool:
     # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
     modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
     return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
-
-
-def _vectorisable(request: Fit) -> bool:
-    return all(vectorisable(model.spec) for model in {**request.models, **request.teachers}.values())
 
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:

@@ -149,7 +149,7 @@ def test_clients_without_samples_keep_their_models(sizes: list[int]) -> None:
 
 def test_what_was_given_stays() -> None:
     requests = doubles(spec("cnn-bn"), optimiser=Optimiser("sgd", 0.1, momentum=0.9))
-    answers = answer_together(requests)
+    answer_together(requests)
     for asked, untouched in zip(requests, doubles(spec("cnn-bn")), strict=True):
         assert same_bits(asked.models, untouched.models)
         assert torch.equal(asked.samples.inputs, untouched.samples.inputs)

@@ -1,0 +1,56 @@
+"""The plan of a run: which clients are trained together, in which chunks, and where that is not worth it.
+
+A pure function of the experiment: it never looks at the machine, so that a run's bits do not depend on it either.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fedkd.config import Experiment
+from fedkd.data.federation import build
+from fedkd.learner.cohort import vectorisable, worth_it
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Clients with the same architecture and view.
+
+    Attributes:
+        architecture: of their students.
+        view: that they hold.
+        vectorised: whether they are trained together on their private samples.
+        chunks: keys of the clients that one worker runs at a time; of one client each where nothing is vectorised.
+    """
+
+    architecture: str
+    view: str
+    vectorised: bool
+    chunks: tuple[tuple[str, ...], ...]
+
+
+def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
+    """Divide clients into cohorts, and these into chunks of nearly equal size.
+
+    Args:
+        experiment: names the plan, and the largest chunk.
+        keys: of the clients that take part.
+    """
+    federation, engine = build(experiment), experiment.engine
+    members: dict[tuple[str, str], list[str]] = {}
+    for key in sorted(keys):
+        holding = federation.holdings[key]
+        members.setdefault((holding.architecture, holding.view), []).append(key)
+    cohorts = []
+    for (architecture, view), group in members.items():
+        spec = federation.model_spec(architecture, view)
+        together = engine.plan == "cohorts" and vectorisable(spec) and worth_it([spec], experiment.train.batch_size)
+        number = -(-len(group) // engine.cohort_size) if together else len(group)
+        cohorts.append(Cohort(architecture, view, together, _cut(group, number)))
+    return cohorts
+
+
+def _cut(group: list[str], number: int) -> tuple[tuple[str, ...], ...]:
+    """Cut a list into a number of pieces whose sizes differ by one at most."""
+    bounds = [len(group) * k // number for k in range(number + 1)]
+    return tuple(tuple(group[start:end]) for start, end in pairwise(bounds))

@@ -1,0 +1,65 @@
+"""The plan: who is trained together depends on the experiment alone, and large steps are left alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedkd.config import Experiment
+from fedkd.data.federation import build
+from fedkd.learner import cohort
+from fedkd.learner.cohort import multiplications, worth_it
+from fedkd.learner.plan import plan
+from fedkd.models import ModelSpec
+
+
+def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
+    base = {"data.public": 40, "federation.clients": 12, "engine.plan": plan, "federation.min_samples": 0}
+    return Experiment().changed(**base, **{name.replace("__", "."): value for name, value in changes.items()})
+
+
+def sizes(experiment: Experiment) -> list[tuple[str, bool, list[int]]]:
+    cohorts = plan(experiment, build(experiment).holdings)
+    return [(cohort.architecture, cohort.vectorised, [len(chunk) for chunk in cohort.chunks]) for cohort in cohorts]
+
+
+def test_one_by_one_everybody_is_alone() -> None:
+    assert sizes(experiment_of("one-by-one")) == [("cnn", False, [1] * 12)]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(32, [12]), (12, [12]), (11, [6, 6]), (5, [4, 4, 4]), (2, [2] * 6)])
+def test_chunks_are_as_equal_as_can_be(size: int, expected: list[int]) -> None:
+    assert sizes(experiment_of(engine__cohort_size=size)) == [("cnn", True, expected)]
+
+
+def test_a_large_step_is_not_vectorised() -> None:
+    mixed = experiment_of(federation__architectures=["mlp", "resnet-gn"], train__batch_size=32)
+    assert sizes(mixed) == [("mlp", True, [6]), ("resnet-gn", False, [1] * 6)]
+    assert sizes(mixed.changed(**{"train.batch_size": 4}))[1] == ("resnet-gn", True, [6])
+
+
+def test_nothing_but_the_experiment_decides() -> None:
+    experiment = experiment_of()
+    for workers in (0, 1, 7):
+        other = experiment.changed(**{"engine.workers": workers})
+        keys = reversed(list(build(other).holdings))
+        assert plan(other, keys) == plan(experiment, build(experiment).holdings)
+
+
+def test_multiplications_are_those_of_the_layers() -> None:
+    spec = ModelSpec("mlp", (1, 8, 8), 10, 64)
+    assert multiplications(spec) == 64 * 128 + 128 * 64 + 64 * 10
+    assert multiplications(ModelSpec("linear", (5,), 3, 7)) == 5 * 7 + 7 * 3
+    limit = cohort.LARGEST_STEP / multiplications(spec)
+    assert worth_it([spec], int(limit))
+    assert not worth_it([spec], int(limit) + 1)
+    assert not worth_it([spec, spec], int(limit))
+
+
+def test_what_is_not_worth_it_runs_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort, "LARGEST_STEP", 0)
+    monkeypatch.setattr(cohort, "fit_cohort", lambda requests: pytest.fail("was vectorised"))
+    from fedkd import simulate
+
+    result = simulate(experiment_of(strategy="local", rounds=1, train__local_epochs=1))
+    assert torch.isfinite(torch.tensor(result.metrics["clients_global"]["accuracy"]))  # type: ignore[index]
