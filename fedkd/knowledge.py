@@ -231,7 +231,12 @@ class Weights(_Named):
         """Expect the names, shapes and dtypes of the model that travels, all finite."""
         _expect_names("weights", set(contract.weights), set(self.tensors))
         for name, tensor in self.tensors.items():
-            _expect(name, tensor, *contract.weights[name])
+            _expect_layout(name, tensor, *contract.weights[name])
+        floating = [tensor.reshape(-1) for tensor in self.tensors.values() if tensor.is_floating_point()]
+        if floating and not torch.isfinite(torch.cat(floating)).all():  # one look at all, for one for each costs more
+            for name, tensor in self.tensors.items():
+                _expect_finite(name, tensor)
+        for name, tensor in self.tensors.items():
             if name.endswith("running_var") and (tensor < 0).any():
                 raise KnowledgeError(f"{name}: expected variances of 0 or more, found {float(tensor.min())}")
 
@@ -323,10 +328,18 @@ def _expect_names(what: str, expected: set[str], found: set[str]) -> None:
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _expect_layout(name, tensor, shape, dtype)
+    _expect_finite(name, tensor)
+
+
+def _expect_layout(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise KnowledgeError(
             f"{name}: expected {dtype} of shape {shape}, found {tensor.dtype} of shape {tuple(tensor.shape)}"
         )
+
+
+def _expect_finite(name: str, tensor: Tensor) -> None:
     if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
         raise KnowledgeError(
             f"{name}: expected finite values, found {int((~torch.isfinite(tensor)).sum())} that are not"

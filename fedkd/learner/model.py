@@ -54,6 +54,7 @@ def fresh(spec: ModelSpec, seed: int, like: Tensor) -> Model:
     return Model(spec, {name: t.to(like.device) for name, t in initialise(spec, seed, dtype=like.dtype).items()})
 
 
+@lru_cache
 def layout(spec: ModelSpec, dtype: torch.dtype) -> Layout:
     """Return shape and dtype of every tensor of an architecture, by name; floating-point ones have ``dtype``."""
     tensors = {**dict(skeleton(spec).named_parameters()), **dict(skeleton(spec).named_buffers())}
