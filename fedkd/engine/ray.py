@@ -22,7 +22,7 @@ import ray
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from fedkd.app.client import TRAIN, ClientSide, ClientTask
 from fedkd.app.state import State, raw_bytes
@@ -266,16 +266,26 @@ class RayGrid(SimulationGrid[Stored]):
         return references
 
     def _start(self, number: int) -> None:
-        """Start workers side by side, and wait until they are ready."""
-        fresh = [self._actor_class.remote(*self._arguments) for _ in range(number)]
-        self._starting += fresh
-        for worker in fresh:
+        """Start workers side by side, and wait until they are ready; one that is killed meanwhile is replaced.
+
+        Raises:
+            RunError: a worker cannot be started.
+        """
+        self._starting += [self._actor_class.remote(*self._arguments) for _ in range(number)]
+        deaths = 0
+        while self._starting:
+            worker = self._starting[0]
             try:
                 ray.get(worker.ready.remote(), timeout=START_SECONDS)
             except (RayError, GetTimeoutError) as error:
-                raise RunError(f"a Ray worker could not be started:\n{error}") from error
-            self._starting.remove(worker)
-            self._queues[worker] = []
+                deaths += 1
+                killed = isinstance(error, RayActorError) and not error.actor_init_failed
+                if not killed or deaths == MAX_DEATHS:
+                    raise RunError(f"a Ray worker could not be started:\n{error}") from error
+                LOG.warning("a worker died while it started; another one takes its place")
+                self._starting[0] = self._actor_class.remote(*self._arguments)
+                continue
+            self._queues[self._starting.pop(0)] = []
 
     def _stop(self) -> None:
         for worker in [*self._starting, *self._queues]:

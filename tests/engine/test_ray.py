@@ -101,6 +101,27 @@ class HereOnly(Strategy):
 """
 
 
+DIES_AT_START = """
+import os
+import signal
+from pathlib import Path
+
+if os.getpid() != DRIVER and not Path("FOLDER/died").exists():
+    Path("FOLDER/died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+from strategies.mortal import Mortal as Base
+from fedkd.strategy import Strategy
+
+class DiesAtStart(Strategy):
+    card = Base.card
+    client_round = Base.client_round
+    client_setup = Base.client_setup
+    server_round = Base.server_round
+    Settings = Base.Settings
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_ray_for_all() -> Iterator[None]:
     """Start Ray once; the grids below use it, and must leave it as they found it."""
@@ -149,7 +170,7 @@ def own_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("mortal", "here_only"):
+    for name in ("mortal", "here_only", "dies_at_start"):
         sys.modules.pop(f"strategies.{name}", None)
 
 
@@ -269,6 +290,18 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_cause(own_strategies: 
 
     assert "ImportError: a library that this worker does not have" in str(caught.value)
     assert time.monotonic() - started < 60
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(own_strategies: Path) -> None:
+    text = DIES_AT_START.replace("DRIVER", str(os.getpid())).replace("FOLDER", str(own_strategies))
+    (own_strategies / "strategies" / "dies_at_start.py").write_text(text, encoding="utf-8")
+    settings = {"folder": str(own_strategies / "deaths"), "culprit": "nobody"}
+    experiment = Experiment(**{**SMALL, "strategy": "dies_at_start", "strategies": {"dies_at_start": settings}})
+
+    finished = on_ray(experiment, workers=1)
+
+    assert (own_strategies / "died").exists()
+    assert outcome(finished) == outcome(run(LocalGrid(experiment), experiment))
 
 
 @pytest.mark.parametrize(
