@@ -1,6 +1,7 @@
 """fedkd: federated knowledge distillation on Flower and Ray.
 
-``fedkd.simulate(experiment)`` runs one experiment; everything else is imported from the module that it lives in.
+``fedkd.simulate(experiment)`` runs one experiment, and ``fedkd.resume(folder)`` goes on with one that was cut off;
+everything else is imported from the module that it lives in.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedkd.config import Experiment as Experiment
     from fedkd.engine.result import Result as Result
+    from fedkd.engine.resume import resume as resume
     from fedkd.engine.simulate import simulate as simulate
     from fedkd.learner.model_file import load_model as load_model
 
@@ -17,6 +19,7 @@ _LAZY = {
     "Experiment": "fedkd.config",
     "Result": "fedkd.engine.result",
     "load_model": "fedkd.learner.model_file",
+    "resume": "fedkd.engine.resume",
     "simulate": "fedkd.engine.simulate",
 }
 

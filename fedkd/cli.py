@@ -1,16 +1,18 @@
-"""The command line: ``fedkd run``, ``fedkd compare`` and ``fedkd list``.
+"""The command line: ``fedkd run``, ``fedkd resume``, ``fedkd compare`` and ``fedkd list``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the run failed, 2 a mistake
 in what the user gave, 130 interrupted.
 """
 
 import json
+import shlex
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from click import ClickException
@@ -21,6 +23,9 @@ import fedkd
 from fedkd import config
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from fedkd.engine.result import Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -69,18 +74,31 @@ def run(
     from fedkd.engine.simulate import check, simulate
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
-    from fedkd.tables import run_table
 
     check(experiment)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
-        with RoundProgress([experiment.strategy], experiment.rounds) as progress:
+        with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
             result = simulate(experiment, out=folder, on_round=progress.advance)
         report = write_report(folder)
-    if as_json:
-        typer.echo(json.dumps(result.summary))
-        return
-    _print(run_table(result.summary))
-    typer.echo(f"digest  {result.digest}\nreport  {report}")
+    _show(result, report, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run that was cut off", show_default=False)],
+    workers: WORKERS = None,
+    as_json: JSON = False,
+) -> None:
+    """Go on with a run that was cut off, to the end that it would have had, bit for bit."""
+    from fedkd.engine.resume import go_on, read_cut_off
+    from fedkd.progress import RoundProgress
+    from fedkd.report import write_report
+
+    cut_off = read_cut_off(folder, workers)
+    experiment, done = cut_off.experiment, len(cut_off.records)
+    with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
+        result = go_on(cut_off, progress.advance)
+    _show(result, write_report(folder), as_json)
 
 
 @app.command()
@@ -152,10 +170,42 @@ def _run(arguments: list[str]) -> int:
     except UserError as error:
         return _say(f"error: {error}", 2)
     except RunError as error:
-        return _say(f"the run failed: {error}", 1)
+        return _say("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", [])]), 1)
+    except _InterruptedError as error:
+        return _say(str(error), INTERRUPTED)
     if code == INTERRUPTED:
         return _say("interrupted; the rounds that finished are in the run folder", INTERRUPTED)
     return int(code or 0)
+
+
+class _InterruptedError(Exception):
+    """A run was told to stop; the message says where it is."""
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Add to whatever ends a run that has a checkpoint how to go on with it."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        hint = f"continue with: fedkd resume {shlex.quote(str(folder))}"
+        there = next(folder.glob("checkpoints/round-*"), None) is not None
+        if isinstance(error, KeyboardInterrupt):
+            what = f"interrupted; the rounds that finished are in {folder}"
+            raise _InterruptedError(f"{what}\n{hint}" if there else what) from None
+        if there:
+            error.add_note(hint)
+        raise
+
+
+def _show(result: "Result", report: Path, as_json: bool) -> None:
+    from fedkd.tables import run_table
+
+    if as_json:
+        typer.echo(json.dumps(result.summary))
+        return
+    _print(run_table(result.summary))
+    typer.echo(f"digest  {result.digest}\nreport  {report}")
 
 
 def _say(message: str, code: int) -> int:

@@ -98,6 +98,9 @@ class EngineSettings(Section):
     cohort_size: int = Field(32, ge=2, description="largest number of clients in one vectorised step")
     threads: int = Field(1, ge=1, description="torch threads per process")
     evaluate_every: int = Field(1, ge=0, description="rounds between evaluations; the last round always is; 0: only it")
+    checkpoint_every: int = Field(
+        1, ge=0, description="rounds between checkpoints in the run folder, where fedkd resume goes on; 0: none"
+    )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for the replies of one round")
 
 

@@ -23,12 +23,13 @@ class RoundProgress:
     Args:
         names: strategies, in the order in which they run.
         rounds: number of rounds of each.
+        done: rounds that are done already.
     """
 
-    def __init__(self, names: list[str], rounds: int) -> None:
+    def __init__(self, names: list[str], rounds: int, done: int = 0) -> None:
         """Prepare a bar for the first strategy."""
         self._names, self._rounds = names, rounds
-        self._done = 0
+        self._done = done
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (
             TextColumn("{task.description}"),
@@ -64,7 +65,7 @@ class RoundProgress:
 
     def _bar(self, name: str) -> TaskID:
         if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=self._rounds)
+            self._bars[name] = self._progress.add_task(name, total=self._rounds, completed=self._done % self._rounds)
         return self._bars[name]
 
 

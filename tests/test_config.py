@@ -115,6 +115,7 @@ VALID: Mapping[str, Check] = {
     "engine.cohort_size": whole(2),
     "engine.threads": whole(1),
     "engine.evaluate_every": whole(0),
+    "engine.checkpoint_every": whole(0),
     "engine.timeout": POSITIVE,
 }
 NEEDS = {"train.momentum": ["train.optimizer=sgd"], "engine.gpus_per_worker": ["engine.workers=1"]}
@@ -278,7 +279,7 @@ CHANGED: Mapping[str, Any] = {
     },
     "engine": {
         "workers": 2, "address": "ray://host:1", "gpus_per_worker": 0.25, "plan": "cohorts", "cohort_size": 2,
-        "threads": 3, "evaluate_every": 0, "timeout": 1.5,
+        "threads": 3, "evaluate_every": 0, "checkpoint_every": 3, "timeout": 1.5,
     },
     "strategies": {"fedmd": {"text": 'quotes " and \\', "list": [1, 2.5], "nested": {"x": True}}},
 }  # fmt: skip

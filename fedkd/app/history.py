@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 Scores = dict[str, float]
 Metrics = dict[str, Scores | None]
@@ -65,6 +65,11 @@ class ClientRecord:
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain values."""
         return {name.rstrip("_"): plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record that :meth:`to_json` made plain values of."""
+        return cls(**{"global_" if name == "global" else name: value for name, value in values.items()})
 
 
 def plain(values: Any) -> Any:  # noqa: ANN401 - any JSON value

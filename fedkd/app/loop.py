@@ -1,6 +1,6 @@
 """The round loop: greet, then train and evaluate round after round, over any grid that carries Flower messages."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedkd.app.checkpoint import Snapshot
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -15,6 +16,7 @@ from fedkd.errors import RunError
 from fedkd.learner.model import Model
 
 OnRound = Callable[[RoundRecord], None]
+OnSnapshot = Callable[[Snapshot], None]
 NODES_TIMEOUT = 120.0
 """Seconds to wait for all clients to appear."""
 
@@ -38,13 +40,35 @@ class Run:
     versions: dict[str, int]
 
 
-def run(grid: Grid, experiment: Experiment, on_round: OnRound = lambda record: None) -> Run:
+@dataclass(frozen=True)
+class Start:
+    """Where an earlier process came to.
+
+    Attributes:
+        snapshot: the server after its last round; the grid holds the clients' states of the versions that it names.
+        records: one record per round up to then.
+    """
+
+    snapshot: Snapshot
+    records: Sequence[RoundRecord]
+
+
+def run(
+    grid: Grid,
+    experiment: Experiment,
+    on_round: OnRound = lambda record: None,
+    on_snapshot: OnSnapshot = lambda snapshot: None,
+    start: Start | None = None,
+) -> Run:
     """Run an experiment over a grid.
 
     Args:
         grid: what carries the messages to the clients.
         experiment: what to run.
         on_round: called after every round with its record.
+        on_snapshot: called after ``on_round`` with all that a new server needs to go on from there.
+        start: where to go on; from the beginning without. The summary's seconds are then those of the earlier rounds,
+            and of this process.
 
     Raises:
         UserError: the experiment cannot be run.
@@ -54,10 +78,12 @@ def run(grid: Grid, experiment: Experiment, on_round: OnRound = lambda record: N
     side = ServerSide(experiment)
     timeout = experiment.engine.timeout
     nodes = wait_for_nodes(grid, experiment.federation.clients)
-    side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout))
-    records: list[RoundRecord] = []
-    clients: list[ClientRecord] = []
-    for round_ in range(1, experiment.rounds + 1):
+    snapshot = start.snapshot if start else None
+    side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
+    records = list(start.records) if start else []
+    clients = list(snapshot.clients) if snapshot else []
+    earlier = sum(record.seconds for record in records)
+    for round_ in range(len(records) + 1, experiment.rounds + 1):
         before = perf_counter()
         messages = side.train_messages(round_)
         record = side.take_replies(messages, _exchange(grid, messages, timeout))
@@ -67,7 +93,8 @@ def run(grid: Grid, experiment: Experiment, on_round: OnRound = lambda record: N
             record = replace(record, metrics=metrics, unmeasured=unmeasured)
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
-    summary = summarise_run(experiment.strategy, experiment.seed, records, perf_counter() - started)
+        on_snapshot(side.snapshot(records[-1], clients))
+    summary = summarise_run(experiment.strategy, experiment.seed, records, earlier + perf_counter() - started)
     return Run(summary, records, clients, dict(side.server.models), dict(side.versions))
 
 

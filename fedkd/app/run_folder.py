@@ -1,13 +1,15 @@
 """The folder that every run leaves: complete enough to run it again; no crash loses a finished round."""
 
+import hashlib
 import json
+import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -26,6 +28,7 @@ from fedkd.strategy.registry import find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
+ROUNDS, CHECKPOINTS = "rounds.jsonl", "checkpoints"
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets", "torchmetrics")
 
 
@@ -47,10 +50,31 @@ class RunFolder:
         self._write("experiment.toml", experiment.to_toml())
         self._write("manifest.json", _pretty(manifest(experiment)))
 
+    @classmethod
+    def reopen(cls, path: Path, rounds: int) -> Self:
+        """Open the folder of a run that was cut off, and remove what came after a round, and what is half written.
+
+        Args:
+            path: the folder.
+            rounds: number of rounds that stay, byte for byte.
+        """
+        folder = cls.__new__(cls)
+        folder.path = path
+        for half in path.rglob(".*.tmp"):
+            if half.is_file():
+                half.unlink()
+        content = (path / ROUNDS).read_bytes()
+        kept = b"".join(content.splitlines(keepends=True)[:rounds])
+        if kept != content:
+            write_atomically(path / ROUNDS, kept)
+        return folder
+
     def add_round(self, record: RoundRecord) -> None:
-        """Append a finished round."""
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        """Append a finished round: it is on the disk before the checkpoint that says so."""
+        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_json()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def finish(self, run: Run, clients: Mapping[str, Mapping[str, Model]]) -> None:
         """Write what the clients measured, all trained models, and last the summary: it says that the run is complete.
@@ -91,6 +115,31 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
     if found:
         what = "an earlier run" if {"experiment.toml", "flower.log"} & set(found) else ", ".join(found[:3])
         raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from writing into a run's folder; a process that dies lets go of it.
+
+    Raises:
+        UserError: another one is at it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)  # a lock of the folder itself leaves no file behind
+    try:
+        with suppress(OSError):  # a network file system may have no locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                found = "found one that is still running"
+                raise UserError(f"{path}: expected a run that nobody else works on, {found}; wait for it.") from error
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -141,6 +190,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
     return {
         "fedkd": fedkd.__version__,
         "code": source_digest(find(experiment.strategy)),
+        "experiment": experiment_digest(experiment),
         "seed": experiment.seed,
         "threads": experiment.engine.threads,
         "plan": experiment.engine.plan,
@@ -165,6 +215,12 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: _version(name) for name in LIBRARIES},
     }
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """Return the SHA-256 of all that an experiment decides about a run's results, and nothing of where it is run."""
+    where = {"workers", "address", "gpus_per_worker", "timeout", "checkpoint_every"}
+    return hashlib.sha256(experiment.model_dump_json(exclude={"engine": where}).encode()).hexdigest()
 
 
 def _version(library: str) -> str | None:

@@ -6,7 +6,7 @@ foreign Flower ServerApp (see ``as_flower``).
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd import metrics, seeding
+from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import EVALUATE, HELLO, TRAIN, has_ensemble
 from fedkd.app.history import ClientRecord, Metrics, RoundRecord
 from fedkd.app.roster import Participant, read_roster
@@ -69,8 +70,12 @@ class ServerSide:
         """Ask every node who it is."""
         return [self._message(node_id, HELLO, {"round": 0}) for node_id in sorted(node_ids)]
 
-    def welcome(self, replies: Iterable[Message]) -> None:
+    def welcome(self, replies: Iterable[Message], start: Snapshot | None = None) -> None:
         """Learn who takes part, and prepare the server.
+
+        Args:
+            replies: to :meth:`hello_messages`.
+            start: where an earlier process came to; its server was set up, and is not set up again.
 
         Raises:
             RunError: nobody can take part.
@@ -79,7 +84,14 @@ class ServerSide:
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
         with self._server_half("setup"):
             self.server.start_students(self.strategy.server_model)
-            self.strategy.server_setup(self.server)
+            if start is None:
+                self.strategy.server_setup(self.server)
+        if start is not None:
+            self.server = replace(
+                self.server, models=dict(start.models), state=dict(start.state), round=start.record.round
+            )
+            self._common, self.digest = start.common, start.record.digest
+            self.versions, self._state_digests = dict(start.versions), dict(start.state_digests)
 
     # -- train ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +252,25 @@ class ServerSide:
     @property
     def _truth(self) -> Tensor:
         return self.federation.dataset.labels[self.federation.splits.test]
+
+    # -- what lasts -----------------------------------------------------------------------------------------------
+
+    def snapshot(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> Snapshot:
+        """Return what a new server needs to go on after this round (see :meth:`welcome`).
+
+        Args:
+            record: of this round.
+            clients: from the last evaluation.
+        """
+        return Snapshot(
+            record,
+            clients,
+            dict(self.server.models),
+            dict(self.server.state),
+            self._common,
+            dict(self.versions),
+            dict(self._state_digests),
+        )
 
     # -- small things ---------------------------------------------------------------------------------------------
 

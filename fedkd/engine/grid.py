@@ -43,6 +43,14 @@ class SimulationGrid(Grid, Generic[S]):
     def read_state(self, state: S) -> State:
         """Return a state's tensors."""
 
+    @abstractmethod
+    def store_state(self, key: str, state: State) -> S:
+        """Return a client's state in the form in which this grid keeps it."""
+
+    def put_state(self, key: str, version: int, state: State) -> None:
+        """Keep a client's state that an earlier process has trained."""
+        self._states.put(key, version, self.store_state(key, state))
+
     def state_of(self, key: str, version: int) -> State:
         """Return a client's state of a version as tensors."""
         state = self._states.get(key, version)

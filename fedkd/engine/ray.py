@@ -228,6 +228,10 @@ class RayGrid(SimulationGrid[Stored]):
             warnings.filterwarnings("ignore", NOT_WRITABLE)
             return {name: t.clone() for name, t in as_state(ray.get(state.reference)[state.key]).items()}
 
+    def store_state(self, key: str, state: State) -> Stored:
+        """Put a state into the object store."""
+        return Stored(ray.put({key: as_columns(state)}), key)
+
     def _joined(self, units: Sequence[Unit[Stored]]) -> list[Unit[Stored]]:
         """Join units of single clients, whose bits do not depend on it, until their number costs little."""
         alone = [task for unit in units if len(unit) == 1 for task in unit]

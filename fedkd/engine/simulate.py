@@ -1,19 +1,20 @@
 """Run an experiment on the engine that it names, and give back what came out."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedkd.app.checkpoint import Checkpoints, Snapshot
 from fedkd.app.client import client_models
-from fedkd.app.history import RoundRecord
-from fedkd.app.loop import OnRound, run
+from fedkd.app.loop import OnRound, Start, run
 from fedkd.app.roster import card_of
-from fedkd.app.run_folder import RunFolder
+from fedkd.app.run_folder import CHECKPOINTS, RunFolder, locked
+from fedkd.app.state import State
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.grid import SimulationGrid
@@ -50,20 +51,42 @@ def simulate(experiment: Experiment, *, out: Path | None = None, on_round: OnRou
         from fedkd.engine.bundle import run_on_flower
 
         return run_on_flower(experiment, out, on_round)
-    with _process_restored(), open_grid(experiment) as grid:
-        folder = None if out is None else RunFolder(out, experiment)  # only now: what cannot start leaves nothing
+    return carry_out(experiment, nullcontext() if out is None else _new_folder(out, experiment), on_round)
 
-        def after_round(record: RoundRecord) -> None:
-            if folder is not None:
-                folder.add_round(record)
-            on_round(record)
 
-        finished = run(grid, experiment, after_round)
+def carry_out(
+    experiment: Experiment,
+    folder: AbstractContextManager[RunFolder | None],
+    on_round: OnRound,
+    start: Start | None = None,
+    states: Mapping[str, State] | None = None,
+) -> Result:
+    """Run an experiment on our own grids, from the beginning or from where an earlier process came to.
+
+    Args:
+        experiment: what to run.
+        folder: gives the folder for the results, if any are wanted; entered once the grid is open.
+        on_round: called after every round, when its checkpoint is written, with its record.
+        start: where to go on.
+        states: the clients' states there, by client key.
+    """
+    # The folder comes last: what cannot start leaves nothing.
+    with _process_restored(), open_grid(experiment) as grid, folder as opened:
+        for key, state in (states or {}).items():
+            grid.put_state(key, start.snapshot.versions[key] if start else 0, state)
+        keep = _keeper(experiment, grid, opened, len(start.records) if start else 0)
+
+        def after_round(snapshot: Snapshot) -> None:
+            keep(snapshot)
+            on_round(snapshot.record)
+
+        finished = run(grid, experiment, on_snapshot=after_round, start=start)
         clients = client_models(experiment, {key: grid.state_of(key, n) for key, n in finished.versions.items()})
-    if folder is not None:
-        folder.finish(finished, clients)
+        if opened is not None:
+            opened.finish(finished, clients)
     rounds, measured = ([record.to_json() for record in records] for records in (finished.rounds, finished.clients))
-    return make_result(finished.summary, rounds, measured, finished.server_models, clients, out)
+    where = None if opened is None else opened.path
+    return make_result(finished.summary, rounds, measured, finished.server_models, clients, where)
 
 
 def check(experiment: Experiment) -> None:
@@ -96,6 +119,31 @@ def open_grid(experiment: Experiment) -> Iterator[SimulationGrid[Any]]:
 
     with RayGrid(experiment) as grid:
         yield grid
+
+
+@contextmanager
+def _new_folder(path: Path, experiment: Experiment) -> Iterator[RunFolder]:
+    folder = RunFolder(path, experiment)
+    with locked(path):
+        yield folder
+
+
+def _keeper(
+    experiment: Experiment, grid: SimulationGrid[Any], folder: RunFolder | None, after: int
+) -> Callable[[Snapshot], None]:
+    """Return what writes a round's record, and its checkpoint if one is due, into the run folder."""
+    if folder is None:
+        return lambda snapshot: None
+    every = experiment.engine.checkpoint_every
+    checkpoints = Checkpoints(folder.path / CHECKPOINTS, after) if every else None
+
+    def keep(snapshot: Snapshot) -> None:
+        folder.add_round(snapshot.record)
+        round_ = snapshot.record.round
+        if checkpoints is not None and (round_ % every == 0 or round_ == experiment.rounds):
+            checkpoints.save(snapshot, grid.state_of)
+
+    return keep
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,11 +40,15 @@ def read_model(path: Path) -> Model:
     if _SPEC not in metadata:
         raise UserError(f"{path}: expected a model written by fedkd, found a safetensors file without {_SPEC!r}.")
     try:
-        values = json.loads(metadata[_SPEC])
-        spec = ModelSpec(**{**values, "input_shape": tuple(values["input_shape"])})
+        spec = spec_of(json.loads(metadata[_SPEC]))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: expected the specification of a model in {_SPEC!r}, but: {error}.") from error
     return Model(spec, tensors)
+
+
+def spec_of(values: Mapping[str, Any]) -> ModelSpec:
+    """Return the specification that ``asdict`` and JSON made plain values of."""
+    return ModelSpec(**{**values, "input_shape": tuple(values["input_shape"])})
 
 
 def to_module(model: Model) -> nn.Module:

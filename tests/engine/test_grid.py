@@ -43,6 +43,9 @@ class Echo(SimulationGrid[str]):
     def read_state(self, state: str) -> Any:
         return {"read": state}
 
+    def store_state(self, key: str, state: Any) -> str:
+        return f"{key} stored {state['read']}"
+
 
 def experiment_of(plan: str, size: int = 16) -> Experiment:
     return Experiment(**SMALL, engine={"plan": plan, "cohort_size": size})
