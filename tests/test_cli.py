@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import fedkd
+from fedkd import config
 from fedkd.cli import main
+from fedkd.engine.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = """
@@ -126,6 +128,7 @@ def test_a_failed_run_exits_with_1_and_the_cause(here, fedkd_):
     done = fedkd_("run", "tiny.toml", "--set", "strategy=hopeless")
     assert done.returncode == 1
     assert "no hope for anyone" in done.stderr
+    assert "continue with" not in done.stderr
 
 
 def test_compare_prints_one_row_per_strategy(here, fedkd_):
@@ -152,12 +155,82 @@ def test_interrupted_it_says_where_the_finished_rounds_are(here):
     command = [sys.executable, "-m", "fedkd", "run", "tiny.toml", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        rounds = here / "runs" / "tiny" / "rounds.jsonl"
+        rounds, checkpoints = (here / "runs" / "tiny" / name for name in ("rounds.jsonl", "checkpoints"))
         deadline = time.monotonic() + 60
-        while not rounds.exists() and time.monotonic() < deadline:
+        while not list(checkpoints.glob("round-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted" in err
+    assert "interrupted; the rounds that finished are in runs/tiny\ncontinue with: fedkd resume runs/tiny\n" in err
+    assert "Traceback" not in err
     assert rounds.stat().st_size > 0
+
+
+# --- resume
+
+
+@pytest.fixture
+def cut_off(here):
+    """Leave the folder of a run that was cut off after its first round."""
+    folder = here / "it's a run"
+
+    def stop(record):
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        simulate(config.load(here / "tiny.toml"), out=folder, on_round=stop)
+    return folder
+
+
+def test_resume_ends_like_a_run_that_was_not_cut_off(here, fedkd_, cut_off):
+    whole = json.loads(fedkd_("run", "tiny.toml", "--json").stdout)
+
+    done = fedkd_("resume", cut_off.name, "--json", "--workers", "0")
+
+    assert done.returncode == 0, done.stderr
+    assert {**json.loads(done.stdout), "seconds": 0} == {**whole, "seconds": 0}
+    assert len(done.stderr.splitlines()) == 1  # one line per further round
+    assert (cut_off / "report.html").stat().st_size > 0
+
+
+def test_resume_prints_a_table_for_people(fedkd_, cut_off):
+    done = fedkd_("resume", str(cut_off))
+
+    assert "fedavg, 2 rounds" in done.stdout
+    assert f"report  {cut_off / 'report.html'}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing"], "expected the folder of a run, found no experiment.toml"),
+        (["it's a run", "--workers", "-1"], "engine.workers"),
+        ([], "RUN"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line_and_exit_code_2(fedkd_, cut_off, arguments, expected):
+    done = fedkd_("resume", *arguments)
+
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_that_fails_says_how_to_go_on_once_there_is_a_checkpoint(here, fedkd_):
+    (here / "strategies").mkdir()
+    (here / "strategies" / "fading.py").write_text(
+        "from fedkd.strategy import MethodCard, Strategy\n"
+        "class Fading(Strategy):\n"
+        "    card = MethodCard(title='-', authors='-', year=2026)\n"
+        "    def client_round(self, client, received):\n"
+        "        if client.round == 2:\n"
+        "            raise RuntimeError('no hope for anyone')\n"
+        "    def server_round(self, server, replies):\n"
+        "        return None\n"
+    )
+    for command in (["run", "tiny.toml", "--set", "strategy=fading", "--out", "a run"], ["resume", "a run"]):
+        done = fedkd_(*command)
+        assert done.returncode == 1
+        assert "no hope for anyone" in done.stderr
+        assert done.stderr.splitlines()[-1] == "continue with: fedkd resume 'a run'"

@@ -20,6 +20,14 @@ def test_without_a_terminal_every_round_is_one_line_on_standard_error(capsys):
     assert "1 clients failed" in second
 
 
+def test_rounds_that_are_done_already_count(capsys):
+    with RoundProgress(["fedmd"], 4, done=3) as progress:
+        assert [task.completed for task in progress._progress.tasks] == [3]
+        progress.advance(_record(4))
+        assert progress._progress.finished
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_several_runs_are_counted_one_after_the_other(capsys):
     with RoundProgress(["local", "fedmd"], 2) as progress:
         for number in (1, 2, 1, 2):

@@ -84,3 +84,10 @@ def test_the_summary_takes_the_last_rounds_metrics_and_all_rounds_bytes() -> Non
         "bytes_down": 3,
         "seconds": 2.0,
     }
+
+
+@pytest.mark.parametrize("local", [None, {"accuracy": 0.1 + 0.2, "nll": 1e-300}])
+def test_a_clients_record_survives_json(local: dict[str, float] | None) -> None:
+    record = ClientRecord("a", "mlp", "image@4", 3, [1, 2], {"accuracy": 1 / 3}, local)
+
+    assert ClientRecord.from_json(json.loads(json.dumps(record.to_json()))) == record

@@ -14,7 +14,7 @@ import torch
 import fedkd
 from fedkd import config
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import RunFolder, manifest, new_folder, read_lines, read_models
+from fedkd.app.run_folder import RunFolder, locked, manifest, new_folder, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.simulate import simulate
@@ -38,6 +38,11 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def generations(*rounds: int) -> set[str]:
+    names = ("manifest.json", "run.json", "server.safetensors", *(f"clients/client-{k}.safetensors" for k in range(3)))
+    return {f"round-{number:05d}/{name}" for number in rounds for name in names}
+
+
 def a_round(number: int) -> RoundRecord:
     return RoundRecord(number, 0.0, ["a"], {}, {}, {}, "digest")
 
@@ -53,6 +58,7 @@ def test_a_run_leaves_all_that_it_was_and_found(tmp_path: Path) -> None:
         "rounds.jsonl",
         "clients.jsonl",
         "summary.json",
+        *(f"checkpoints/{name}" for name in generations(1, 2)),
         *(f"models/clients/{key}/student.safetensors" for key in clients),
         *(f"models/server/{name}.safetensors" for name in cohorts),
     }
@@ -124,7 +130,10 @@ def test_a_run_that_was_cut_off_keeps_its_finished_rounds_and_is_not_complete(tm
     with pytest.raises(KeyboardInterrupt):
         simulate(FEDMD, out=folder, on_round=interrupt)
 
-    assert files(folder) == {"experiment.toml", "manifest.json", "rounds.jsonl"}
+    assert files(folder) == {
+        *("experiment.toml", "manifest.json", "rounds.jsonl"),
+        *(f"checkpoints/{name}" for name in generations(1)),
+    }
     assert [row["round"] for row in read_lines(folder / "rounds.jsonl")] == [1]
     assert config.load(folder / "experiment.toml") == FEDMD
 
@@ -141,6 +150,35 @@ def test_a_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
         assert [row["round"] for row in read_lines(path)] == [1]
 
     assert read_lines(tmp_path / "nothing.jsonl") == []
+
+
+def test_a_folder_that_is_opened_again_keeps_its_rounds_byte_for_byte(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", FEDMD)
+    for number in (1, 2, 3):
+        folder.add_round(a_round(number))
+    path = tmp_path / "run" / "rounds.jsonl"
+    content = path.read_bytes()
+    (tmp_path / "run" / "models").mkdir()
+    for half in (".rounds.jsonl.12.tmp", "models/.student.safetensors.3.tmp"):
+        (tmp_path / "run" / half).touch()
+
+    RunFolder.reopen(tmp_path / "run", 2).add_round(a_round(3))
+
+    assert path.read_bytes() == content
+    assert files(tmp_path / "run") == {"experiment.toml", "manifest.json", "rounds.jsonl"}
+    path.write_bytes(content + content[:20])
+    RunFolder.reopen(tmp_path / "run", 3)
+    assert path.read_bytes() == content
+
+
+def test_one_process_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with locked(tmp_path), locked(tmp_path / "other"):
+        with pytest.raises(UserError, match="expected a run that nobody else works on"), locked(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == ["other"]
+    with locked(tmp_path):
+        pass
 
 
 # --- refusals

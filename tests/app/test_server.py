@@ -649,3 +649,29 @@ def test_a_mistake_in_the_server_half_ends_the_run_with_its_traceback(
     monkeypatch.setattr(FedMD, method, mistake)
     with pytest.raises(RunError, match=message):
         run(LocalGrid(experiment), experiment)
+
+
+# --- going on after another process
+
+
+def test_a_new_server_goes_on_where_the_old_one_came_to(experiment: Experiment) -> None:
+    side, grid, calls = ServerSide(experiment), LocalGrid(experiment), list[int]()
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    messages = side.train_messages(1)
+    record = side.take_replies(messages, grid.send_and_receive(messages))
+    snapshot = side.snapshot(record, [])
+    expected = side.take_replies(again := side.train_messages(2), list(grid.send_and_receive(again)))
+
+    new, other = ServerSide(experiment), LocalGrid(experiment)
+    for key, version in snapshot.versions.items():
+        other.put_state(key, version, grid.state_of(key, version))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(new.strategy), "server_setup", lambda self, server: calls.append(1))
+        new.welcome(other.send_and_receive(new.hello_messages(other.get_node_ids())), snapshot)
+    found = new.take_replies(again := new.train_messages(2), list(other.send_and_receive(again)))
+
+    assert calls == []
+    assert found == expected
+    assert new.versions == side.versions
+    assert snapshot.record.digest == record.digest  # the old server's later rounds do not show in it
+    assert snapshot.versions == dict.fromkeys(side.roster, 1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Error, Message, RecordDict
 
 from fedkd.app.client import TRAIN
@@ -143,6 +144,14 @@ def test_the_state_of_a_client_that_failed_is_not_kept(grid: Echo) -> None:
     assert [seen[0][1] for seen in grid.seen] == [None, "client-00 after 1", "client-00 after 1"]
     with pytest.raises(KeyError):
         grid.state_of("client-00", 2)
+
+
+def test_a_state_that_was_put_back_is_sent_out(grid: Echo) -> None:
+    grid.put_state("client-01", 4, {"read": torch.ones(1)})
+
+    assert grid.state_of("client-01", 4) == {"read": "client-01 stored tensor([1.])"}
+    list(grid.send_and_receive(messages(5, {1: 0, 2: 4})))
+    assert grid.seen == [[("client-00", None), ("client-01", "client-01 stored tensor([1.])")]]
 
 
 def test_pushed_messages_are_pulled_once(grid: Echo) -> None:

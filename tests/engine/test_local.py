@@ -59,6 +59,18 @@ def test_only_training_changes_a_state() -> None:
         grid.state_of("client-0", 1)
 
 
+def test_a_state_that_was_put_back_is_where_the_client_goes_on() -> None:
+    first, second = LocalGrid(Experiment(**SMALL)), LocalGrid(Experiment(**SMALL))
+    list(first.send_and_receive([message(TRAIN, 1, round=1, version=0)]))
+
+    second.put_state("client-0", 1, first.state_of("client-0", 1))
+
+    went_on = [list(grid.send_and_receive([message(TRAIN, 1, round=2, version=1)])) for grid in (first, second)]
+    [ours, other] = [header_of(reply.content) for [reply] in went_on]
+    assert ours == other
+    assert digest(second.state_of("client-0", 2)) == other["state"]
+
+
 @pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
 def test_a_grid_may_serve_two_runs(plan: str) -> None:
     experiment = Experiment(**SMALL, engine={"plan": plan})

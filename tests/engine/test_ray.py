@@ -15,6 +15,7 @@ import pytest
 from flwr.app import Message
 
 from fedkd.app.client import TRAIN
+from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run, run
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
@@ -223,6 +224,25 @@ def test_any_number_of_workers_has_the_same_result(
                 monkeypatch.setattr(engine, "START_SECONDS", 0.5)
                 with pytest.raises(RunError, match="a Ray worker could not be started"):
                     engine.RayGrid(experiment.changed(**{"engine.workers": 1}))
+
+
+def test_a_run_that_was_cut_off_goes_on_with_any_number_of_workers(own_strategies: Path, tmp_path: Path) -> None:
+    from fedkd import resume, simulate
+
+    def stop(record: RoundRecord) -> None:
+        raise InterruptedError
+
+    experiment = mortal(own_strategies / "deaths", culprit="nobody").changed(rounds=3)
+    expected = simulate(experiment)
+    with pytest.raises(InterruptedError):
+        simulate(experiment.changed(**{"engine.workers": 2}), out=tmp_path / "run", on_round=stop)
+    with pytest.raises(InterruptedError):
+        resume(tmp_path / "run", workers=0, on_round=stop)
+
+    result = resume(tmp_path / "run", workers=1)
+
+    assert [row["digest"] for row in result.rounds] == [row["digest"] for row in expected.rounds]
+    assert result.clients == expected.clients
 
 
 def test_a_death_in_every_round_does_not_show(own_strategies: Path) -> None:

@@ -361,11 +361,13 @@ DRIVER = """
 import os, sys
 from pathlib import Path
 from fedkd import config
+from fedkd.data.federation import build
 from fedkd.engine.resume import resume
 from fedkd.engine.simulate import simulate
 
 file, folder = Path(sys.argv[1]), Path(sys.argv[2])
-for line in sys.stdin:  # what is imported once serves every driver
+build(config.load(file))  # what is imported and loaded once serves every driver
+for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -433,12 +435,12 @@ def kill_and_resume(folder: Path, start: Callable[[str], tuple[int, Callable[[],
 
 
 @pytest.mark.parametrize(
-    ("kind", "kills"), [(drivers, 4), pytest.param(programs, 10, marks=pytest.mark.slow)], ids=["drivers", "programs"]
+    ("kind", "kills"), [(drivers, 3), pytest.param(programs, 10, marks=pytest.mark.slow)], ids=["drivers", "programs"]
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     tmp_path: Path, kind: Any, kills: int
 ) -> None:
-    experiment = Experiment(strategy="fedmd", **SMALL).changed(rounds=15 * kills)
+    experiment = Experiment(strategy="fedmd", **SMALL).changed(rounds=10 * kills)
     simulate(experiment, out=tmp_path / "whole")
 
     with kind(experiment, tmp_path / "killed") as start:
