@@ -165,6 +165,17 @@ def test_clients_that_wait_and_rounds_that_are_not_measured(tmp_path: Path, chan
     assert left(tmp_path / "cut") == left(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("every", "kept"), [(0, []), (1, [4, 5]), (2, [4, 5]), (3, [3, 5]), (9, [5])])
+def test_checkpoints_come_as_often_as_asked_and_after_the_last_round(
+    tmp_path: Path, every: int, kept: list[int]
+) -> None:
+    experiment = Experiment(strategy="local", **SMALL, engine={"checkpoint_every": every})
+
+    simulate(experiment, out=tmp_path)
+
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == [f"round-{number:05d}" for number in kept]
+
+
 def test_the_last_files_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment(strategy="feddf", **SMALL)
     simulate(experiment, out=tmp_path / "whole")
