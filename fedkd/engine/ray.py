@@ -45,8 +45,10 @@ CONNECT_SECONDS = 5.0
 """Seconds that a Ray cluster may take to answer at its address."""
 QUEUE_LENGTH = 2
 """Units that a worker has been given at a time: while the driver reads the replies of one, it works on the next."""
+FEW = 16
+"""Single clients per worker up to which each is a unit of its own, so that no worker has more to do than another."""
 UNITS_PER_WORKER = 4
-"""Units that each worker gets in a round where clients are run one by one: enough to even out unequal ones."""
+"""Units that each worker gets where single clients are more: to give out a unit takes some milliseconds."""
 START_SECONDS = 300.0
 """Seconds that a worker may take to start: a cluster may first have to make room for it."""
 
@@ -233,9 +235,9 @@ class RayGrid(SimulationGrid[Stored]):
         return Stored(ray.put({key: as_columns(state)}), key)
 
     def _joined(self, units: Sequence[Unit[Stored]]) -> list[Unit[Stored]]:
-        """Join units of single clients, whose bits do not depend on it, until their number costs little."""
-        alone = [task for unit in units if len(unit) == 1 for task in unit]
-        size = max(1, -(-len(alone) // (UNITS_PER_WORKER * len(self._queues))))
+        """Join units of single clients, whose bits do not depend on it, where they are many."""
+        alone, workers = [task for unit in units if len(unit) == 1 for task in unit], len(self._queues)
+        size = 1 if len(alone) <= FEW * workers else -(-len(alone) // (UNITS_PER_WORKER * workers))
         joined = [alone[start : start + size] for start in range(0, len(alone), size)]
         return [unit for unit in units if len(unit) > 1] + joined
 
