@@ -14,15 +14,15 @@ everything is loaded, and the last, in which clients are evaluated. Ratios are m
 import argparse
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from common import Memory, noisy_digits
 
 from fedkd.config import Experiment, parse
 
@@ -40,10 +40,12 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "100x17": {},
     "dirichlet": {"federation.partition": "dirichlet", "federation.alpha": 0.5},
     "fashion": {**FASHION, "federation.clients": 20, "data.public": 20000},
-    "1000": {**FASHION, "federation.clients": 1000, "data.public": 54000, "train.batch_size": 4},
-    "10000": {**FASHION, "federation.clients": 10000, "train.batch_size": 4},
+    "1000": {"federation.clients": 1000},
+    "10000": {"federation.clients": 10000},
 }
 ROUNDS = {"flower": 4, "one-by-one": 12, "cohorts": 40, "ideal": 12}
+MANY = {"1000": 1000, "10000": 10000}
+"""Clients of the cases for which there are not enough digits: 17 noisy ones each."""
 FEWER = {"fashion": 5, "1000": 6, "10000": 4}
 
 
@@ -52,7 +54,7 @@ def experiment_of(case: str, engine: str, root: str | None) -> Experiment:
     rounds = min(ROUNDS[engine], FEWER.get(case, ROUNDS[engine]))
     changes: dict[str, Any] = {**CASES[case], "rounds": max(4, rounds)}
     if root:
-        changes["data.root"] = root
+        changes["data.name" if case in MANY else "data.root"] = root
     if engine == "flower":
         changes |= {"engine.name": "flower", "engine.workers": CORES}
     elif engine != "ideal":
@@ -62,7 +64,11 @@ def experiment_of(case: str, engine: str, root: str | None) -> Experiment:
 
 def measure(case: str, engine: str, root: str | None) -> dict[str, float]:
     """Run one case on one engine; return seconds per round, and peak proportional memory in GB."""
-    experiment = experiment_of(case, engine, root)
+    with noisy_digits(MANY.get(case, 0)) as file:
+        return _measure(experiment_of(case, engine, file or root), engine)
+
+
+def _measure(experiment: Experiment, engine: str) -> dict[str, float]:
     with Memory() as memory:
         seconds = ideal(experiment) if engine == "ideal" else ours(experiment)
     return {"seconds": median(seconds[2:-1]), "gigabytes": memory.peak / 1e9}
@@ -138,54 +144,6 @@ def loop(text: str, share: int, pipe: Any) -> None:  # noqa: ANN401
                 sums[name].add_(tensor, alpha=len(inputs))
             count += len(inputs)
         pipe.send(({name: tensor.numpy() for name, tensor in sums.items()}, count))
-
-
-# -- memory
-
-
-class Memory:
-    """The peak, in bytes, of the proportional memory of this process and all that descend from it (Linux)."""
-
-    def __init__(self) -> None:
-        """Start at nothing."""
-        self.peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Memory":
-        """Watch."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop watching."""
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(1.0):
-            self.peak = max(self.peak, sum(_proportional(process) for process in _descendants(os.getpid())))
-
-
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    found = [root]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found
-
-
-def _proportional(process: int) -> int:
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 # -- all of it

@@ -83,8 +83,17 @@ class TrainSettings(Section):
     lr: float = Field(1e-3, gt=0, description="learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(0.0, ge=0, description="weight decay (decoupled for AdamW)")
-    dtype: Literal["float32", "float64"] = Field("float32", description="floating-point type of models and inputs")
+    dtype: Literal["float32", "float64", "bf16-mixed"] = Field(
+        "float32",
+        description="floating-point type of models and inputs; bf16-mixed is float32, with training steps in bfloat16 "
+        "where torch finds it safe",
+    )
     device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+
+    @property
+    def autocast(self) -> bool:
+        """Whether training steps compute in bfloat16."""
+        return self.dtype == "bf16-mixed"
 
 
 class EngineSettings(Section):

@@ -105,7 +105,7 @@ VALID: Mapping[str, Check] = {
     "train.lr": POSITIVE,
     "train.momentum": Number(0, 1, open_high=True),
     "train.weight_decay": Number(0),
-    "train.dtype": one_of("float32", "float64"),
+    "train.dtype": one_of("float32", "float64", "bf16-mixed"),
     "train.device": text,
     "engine.name": one_of("local", "flower"),
     "engine.workers": whole(0),

@@ -1,6 +1,7 @@
 """Who takes part: what the clients say of themselves before round one."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,12 +92,12 @@ def read_roster(replies: Iterable[Message], federation: Federation, strategy: St
                 nodes[node] = _read_key(message, federation, strategy)
         except KnowledgeError as error:
             refused[str(error)] = None
-    names = list(nodes.values())
-    for key in sorted({key for key in names if names.count(key) > 1}):
-        refused[f"{key}: expected one client of this name, found {names.count(key)}; give each its own."] = None
+    names = Counter(nodes.values())
+    for key in sorted(key for key, count in names.items() if count > 1):
+        refused[f"{key}: expected one client of this name, found {names[key]}; give each its own."] = None
     for reason in refused:
         LOG.warning("a client takes no part: %s", reason)
-    roster = {key: _participant(federation, strategy, key, n) for n, key in nodes.items() if names.count(key) == 1}
+    roster = {key: _participant(federation, strategy, key, n) for n, key in nodes.items() if names[key] == 1}
     if not roster:
         causes = "\n".join(refused) or "none answered the server's hello; are any running?"
         raise RunError(f"no client can take part.\n{causes}")

@@ -23,7 +23,7 @@ from fedkd.errors import UserError
 from fedkd.models import ModelSpec
 from fedkd.task import Classification, Task
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": torch.float32}
 
 
 @dataclass(frozen=True)

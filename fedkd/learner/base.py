@@ -98,6 +98,7 @@ class Learner:
             seed=seeding.derive_seed(self.seed, "fit", self._count()),
             frozen={name: value for name, value in constants.items() if isinstance(value, Tensor)},
             teachers={name: value for name, value in constants.items() if isinstance(value, Model)},
+            autocast=self.train.autocast,
         )
         if len(samples) and request.epochs:
             self.models.update(self.ask(request))

@@ -45,7 +45,8 @@ def answer_together(requests: Sequence[Request]) -> list[Answer]:
 def pays(request: Fit) -> bool:
     """Whether clients with this request are trained together: their models allow it, and their steps are small."""
     models = [*request.models.values(), *request.teachers.values()]
-    return all(vectorisable(model.spec) for model in models) and worth_it([m.spec for m in models], request.batch_size)
+    together = all(vectorisable(model.spec, autocast=request.autocast) for model in models)
+    return together and worth_it([m.spec for m in models], request.batch_size)
 
 
 def worth_it(specs: Sequence[ModelSpec], batch_size: int) -> bool:
@@ -66,11 +67,17 @@ def multiplications(spec: ModelSpec) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def vectorisable(spec: ModelSpec) -> bool:
-    """Whether models of this architecture may be trained together: dropout draws for the cohort, not for the client."""
+def vectorisable(spec: ModelSpec, *, autocast: bool = False) -> bool:
+    """Whether models of this architecture may be trained together.
+
+    Dropout draws for the cohort, not for the client; and torch cannot vectorise BatchNorm over inputs in bfloat16.
+    """
+    unfit: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
+    if autocast:
+        unfit = (*unfit, nn.modules.batchnorm._BatchNorm)
     # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
     modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
-    return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
+    return not any(isinstance(module, unfit) for module in modules)
 
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:

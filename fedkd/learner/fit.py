@@ -1,6 +1,8 @@
 """Answer one request of one client: the plain loop that everything vectorised is held against."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,10 +52,18 @@ def _loop(request: Fit) -> dict[str, Model]:
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
     for step, rows in enumerate(schedule, start=1):
-        loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
+        with _precision(request):
+            loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
     return join(request.models, parameters, buffers)
+
+
+def _precision(request: Fit) -> AbstractContextManager[Any]:
+    """Return the context in which an objective is computed; none costs nothing."""
+    if not request.autocast:
+        return nullcontext()
+    return torch.autocast(request.samples.inputs.device.type, torch.bfloat16)
 
 
 def _bound(request: Fit, tensors: Tensors) -> Networks:
@@ -120,7 +130,8 @@ def loss_of(
         **{name: Network(model.spec, of_model(name, tensors), training=True) for name, model in request.models.items()},
         **_teachers(request, teachers),
     }
-    return request.objective(networks, Batch(inputs, targets), frozen), buffers
+    with _precision(request):
+        return request.objective(networks, Batch(inputs, targets), frozen), buffers
 
 
 def split(models: Mapping[str, Model]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

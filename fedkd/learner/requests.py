@@ -69,6 +69,7 @@ class Fit:
         seed: decides the order of the samples.
         frozen: tensors that the objective may use, constant during the fit.
         teachers: models that the objective may use, in evaluation mode and never trained.
+        autocast: compute the objective in bfloat16 where torch finds it safe.
     """
 
     models: Mapping[str, Model]
@@ -80,6 +81,7 @@ class Fit:
     seed: int
     frozen: Tensors = field(default_factory=dict)
     teachers: Mapping[str, Model] = field(default_factory=dict)
+    autocast: bool = False
 
     @property
     def key(self) -> Hashable:
@@ -91,7 +93,7 @@ class Fit:
             tuple(self.samples.inputs.shape[1:]),
             tuple((name, tuple(t.shape[name in self.samples.targets :]), t.dtype) for name, t in tensors.items()),
             identity(self.objective),
-            (self.epochs, self.batch_size, self.optimiser),
+            (self.epochs, self.batch_size, self.optimiser, self.autocast),
         )
 
 

@@ -147,6 +147,27 @@ def test_clients_without_samples_keep_their_models(sizes: list[int]) -> None:
         assert same_bits(found, asked.models) == (len(asked.samples) == 0)
 
 
+@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
+def test_autocast_narrows_a_cohort_too(architecture: str) -> None:
+    """Bfloat16 has eight bits: vectorised steps round otherwise than single ones, but no further off than those are."""
+    narrow, exact = (
+        [request(k, 16, spec(architecture), torch.float32, autocast=cast, batch_size=8) for k in range(5)]
+        for cast in (True, False)
+    )
+    assert len({one.key for one in [*narrow, *exact]}) == 2
+    together, alone, right = answer_together(narrow), [fit(one) for one in narrow], [fit(one) for one in exact]
+    weights = [[models["student"].tensors["head.weight"] for models in them] for them in (together, alone, right)]
+    ours, theirs = (max(float((a - b).abs().max()) for a, b in zip(w, weights[2], strict=True)) for w in weights[:2])
+    assert 0 < ours < 3 * theirs
+
+
+def test_batch_norm_under_autocast_runs_one_by_one() -> None:
+    assert vectorisable(spec("cnn-bn"))
+    assert not vectorisable(spec("cnn-bn"), autocast=True)
+    requests = [request(k, 16, spec("cnn-bn"), torch.float32, autocast=True) for k in range(5)]
+    assert all(same_bits(a, fit(b)) for a, b in zip(answer_together(requests), requests, strict=True))
+
+
 def test_what_was_given_stays() -> None:
     requests = doubles(spec("cnn-bn"), optimiser=Optimiser("sgd", 0.1, momentum=0.9))
     answer_together(requests)

@@ -123,6 +123,27 @@ def test_equals_a_loop_by_hand(architecture: str, optimiser: str) -> None:
     assert (found.tensors["head.weight"] - model(architecture).tensors["head.weight"]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["mlp", "cnn", "cnn-bn"])
+def test_autocast_equals_a_loop_by_hand(architecture: str) -> None:
+    single = Samples(samples().ids, samples().inputs.float(), samples().targets)
+    start = fresh(spec(architecture), 0, torch.empty(0))
+    found = fit(request(architecture, models={"student": start}, samples=single, autocast=True))["student"]
+    module = models.build(spec(architecture))
+    module.load_state_dict(dict(start.tensors))
+    theirs = torch.optim.SGD(module.parameters(), 0.1, foreach=False)
+    for rows in batches(21, 2, 8, seed=5):
+        theirs.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(module(single.inputs[rows]), single.labels[rows])
+        loss.backward()
+        theirs.step()
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-5, atol=1e-6)
+        assert found.tensors[name].dtype == tensor.dtype
+    exact = fit(request(architecture, models={"student": start}, samples=single))["student"]
+    assert not torch.allclose(exact.tensors["head.weight"], found.tensors["head.weight"], rtol=1e-5, atol=1e-6)
+
+
 def test_batch_norm_counts_its_steps_and_moves_its_means() -> None:
     found = fit(request("cnn-bn"))["student"]
     assert found.tensors["features.1.num_batches_tracked"].item() == 6  # 21 samples are batches of 8, 8, 5; twice
