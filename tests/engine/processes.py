@@ -1,5 +1,6 @@
 """Processes of a run, seen from outside: found by a mark in their environment or by descent, and killed by id."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from fedkd.config import Experiment
 
@@ -97,6 +100,33 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> float | None:
             return time.monotonic() - started
         time.sleep(0.02)
     return None
+
+
+@contextmanager
+def one_ray(cpus: int) -> Iterator[None]:
+    """Start a small Ray in this process, which grids then use and must leave as they found it."""
+    import ray
+
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,  # a short path
+    ):
+        environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=100_000_000,
+                _temp_dir=folder,
+            )
+            gc.collect()  # what Ray leaves unclosed would otherwise be some later test's warning
+            yield
+        finally:
+            ray.shutdown()
+            gc.collect()
 
 
 @dataclass(frozen=True)

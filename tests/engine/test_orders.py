@@ -1,8 +1,6 @@
 """One digest, however many workers there are, in whatever order units are given out, and wherever a run is cut off."""
 
-import gc
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
@@ -19,6 +17,7 @@ from fedkd.engine import simulate as simulate_module
 from fedkd.engine.grid import SimulationGrid, Unit
 from fedkd.engine.resume import resume
 from fedkd.engine.simulate import simulate
+from tests.engine.processes import one_ray
 
 pytestmark = [
     pytest.mark.ray,
@@ -45,27 +44,8 @@ class Cut(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_ray_for_all() -> Iterator[None]:
-    import ray
-
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,  # a short path
-    ):
-        environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            ray.init(
-                address="local",
-                num_cpus=sum(WORKERS),
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=100_000_000,
-                _temp_dir=folder,
-            )
-            gc.collect()
-            yield
-        finally:
-            ray.shutdown()
-            gc.collect()
+    with one_ray(sum(WORKERS)):
+        yield
 
 
 @contextmanager
