@@ -3,10 +3,6 @@
 Written against flwr 1.41. Flower is imported inside the functions, so that importing this module costs nothing.
 """
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,22 +32,3 @@ def with_content(message: "Message", content: "RecordDict") -> "Message":
     from flwr.app import Message
 
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop Flower's INFO lines that this thread would write meanwhile; warnings and errors still come through."""
-    from flwr.supercore.logger import FLOWER_LOGGER
-
-    thread = threading.get_ident()
-
-    def keep(record: logging.LogRecord) -> bool:
-        """Tell whether a line shall be written."""
-        return record.levelno > logging.INFO or record.thread != thread
-
-    # A filter, not the level: two threads that save and restore the level could leave it changed.
-    FLOWER_LOGGER.addFilter(keep)
-    try:
-        yield
-    finally:
-        FLOWER_LOGGER.removeFilter(keep)

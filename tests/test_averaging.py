@@ -1,4 +1,4 @@
-"""Averaging weights through Flower's FedAvg, against NumPy."""
+"""Averaging weights, against NumPy and against Flower's FedAvg."""
 
 import math
 import subprocess
@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedkd.averaging import average_weights
 from fedkd.errors import UserError
+from fedkd.flower_internals import ensure_task_identity
 
 SAMPLES = [3, 0, 10]
 
@@ -75,9 +78,24 @@ def test_takes_parameters_and_integers_alone() -> None:
     assert average_weights([{"n": torch.tensor(3)}, {"n": torch.tensor(5)}], [1, 1]) == {"n": torch.tensor(3)}
 
 
-def test_flower_stays_quiet(clients: list[dict[str, Tensor]], capfd: pytest.CaptureFixture[str]) -> None:
-    average_weights(clients, SAMPLES)
-    assert capfd.readouterr() == ("", "")
+def test_equals_flowers_fedavg() -> None:
+    ensure_task_identity()
+    source = torch.Generator().manual_seed(0)
+    clients = [{"w": torch.randn(7, 5, generator=source), "b": torch.randn(7, generator=source)} for _ in range(20)]
+    samples = [1 + 3 * k for k in range(20)]
+    replies = [
+        Message(
+            RecordDict({"arrays": ArrayRecord(weights), "metrics": MetricRecord({"num-examples": count})}),
+            dst_node_id=0,
+            message_type=MessageType.TRAIN,
+        )
+        for weights, count in zip(clients, samples, strict=True)
+    ]
+    theirs, _ = FedAvg().aggregate_train(server_round=1, replies=replies)
+    assert theirs is not None
+    ours = average_weights(clients, samples)
+    for name, tensor in theirs.to_torch_state_dict().items():  # which Flower has summed in float32
+        torch.testing.assert_close(ours[name], tensor.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_refuses_entries_that_differ(clients: list[dict[str, Tensor]]) -> None:

@@ -1,13 +1,11 @@
 """The few contacts with Flower's non-public modules."""
 
-import logging
-import threading
 from collections.abc import Iterator
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd.flower_internals import ensure_task_identity, quiet
+from fedkd.flower_internals import ensure_task_identity
 
 
 @pytest.fixture
@@ -33,30 +31,3 @@ def test_leaves_a_given_identity_alone() -> None:
     ensure_task_identity(run_id=7, node_id=8)
     ensure_task_identity(run_id=9, node_id=9)
     assert (TaskIdentity.run_id, TaskIdentity.node_id) == (5, 8)
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    """What Flower's logger writes during the test."""
-    written: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            written.append(record.getMessage())
-
-    logger, handler = logging.getLogger("flwr"), Collect()
-    logger.addHandler(handler)
-    yield written
-    logger.removeHandler(handler)
-
-
-def test_quiet_drops_this_threads_information_only(lines: list[str]) -> None:
-    logger = logging.getLogger("flwr")
-    with quiet():
-        logger.info("dropped")
-        logger.warning("warning")
-        other = threading.Thread(target=logger.info, args=("another thread",))
-        other.start()
-        other.join()
-    logger.info("afterwards")
-    assert lines == ["warning", "another thread", "afterwards"]

@@ -123,14 +123,24 @@ def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     Raises:
         TypeError: a tensor has a type that such a file cannot hold.
     """
+    expect_storable(state)
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    for name, tensor in flat.items():
-        if tensor.dtype not in _CODES:
-            raise TypeError(f"{name}: expected a type that can be stored, found {tensor.dtype}; convert it")
     # By falling alignment, as the library does, so that every tensor lies at a multiple of its element size.
     ordered = sorted(flat.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header = _header(tuple((name, t.dtype, tuple(t.shape)) for name, t in ordered))
     return b"".join([header, *(raw_bytes(t).data for _, t in ordered)])
+
+
+def expect_storable(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that a safetensors file cannot hold.
+
+    Raises:
+        TypeError: one has another type or layout.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype not in _CODES or tensor.layout != torch.strided:
+            found = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            raise TypeError(f"{name}: expected a type that can be stored, found {found}; convert it")
 
 
 @lru_cache

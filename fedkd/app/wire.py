@@ -6,12 +6,15 @@ what it claims, and a message of many tensors costs no more than one of few.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, final
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fedkd.app.state import from_bytes, to_bytes
+from fedkd.app.state import expect_storable, from_bytes, to_bytes
+from fedkd.flower_internals import with_content
 from fedkd.knowledge import Knowledge, KnowledgeError, kind
 
 HEADER, PAYLOAD, EXTRA = "header", "payload", "extra"
@@ -83,21 +86,58 @@ def knowledge_of(records: RecordDict) -> Knowledge | None:
     return kind(str(name)).from_tensors(to_tensors(record))
 
 
+@final
+class TensorArray(Array):
+    """Tensors as one of Flower's arrays, with bytes only if somebody asks: our own grids hand the tensors over."""
+
+    __qualname__ = "Array"  # Flower sends the name along, and finds the receiver's class by it
+    dtype, stype = "uint8", FORMAT
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refer to the tensors, by the order of their names.
+
+        Raises:
+            TypeError: one has a type that does not travel.
+        """
+        expect_storable(tensors)
+        self.tensors = {name: tensor.detach() for name, tensor in sorted(tensors.items())}
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes of a safetensors file."""
+        return to_bytes(self.tensors)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Number of bytes."""
+        return (len(self.data),)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as bytes wherever nobody takes the tensors out."""
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return tensors as Flower's record of arrays."""
-    return as_arrays(to_bytes(tensors))
-
-
-def as_arrays(data: bytes) -> ArrayRecord:
-    """Return the bytes of a payload as Flower's record of arrays."""
     arrays = ArrayRecord()
-    arrays[TENSORS] = Array(dtype="uint8", shape=(len(data),), stype=FORMAT, data=data)
+    arrays[TENSORS] = TensorArray(tensors)
     return arrays
 
 
-def payload_bytes(arrays: ArrayRecord) -> bytes:
-    """Return what :func:`as_arrays` was given."""
-    return arrays[TENSORS].data
+def without_tensors(message: Message) -> tuple[Message, dict[str, ArrayRecord]]:
+    """Return a message without its records of tensors, and these by name."""
+    if message.has_error():
+        return message, {}
+    records = {name: r for name, r in message.content.array_records.items() if isinstance(r.get(TENSORS), TensorArray)}
+    rest = RecordDict({name: record for name, record in message.content.items() if name not in records})
+    return with_content(message, rest), records
+
+
+def tensors_in(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return the tensors of a record from :func:`without_tensors`, by name, as they lie there."""
+    array = record[TENSORS]
+    assert isinstance(array, TensorArray)  # noqa: S101 - said to the type checker
+    return array.tensors
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
@@ -110,6 +150,9 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     if len(arrays) != 1 or array is None or array.stype != FORMAT:
         found = ", ".join(f"{name} ({array.stype})" for name, array in arrays.items()) or "nothing"
         raise KnowledgeError(f"payload: expected one array {TENSORS!r} ({FORMAT}), found {found:.80}")
+    if isinstance(array, TensorArray):
+        # Copies, as the bytes would be: whatever the receiver does to them is nobody else's concern.
+        return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in array.tensors.items()}
     try:
         return from_bytes(array.data)
     except Exception as error:  # a damaged array has many ways to fail, and each is its sender's fault

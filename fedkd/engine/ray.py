@@ -11,31 +11,25 @@ import os
 import re
 import socket
 import sys
-import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from flwr.app import ArrayRecord, Message, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, Message
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from torch import Tensor
 
 from fedkd.app.client import TRAIN, ClientSide, ClientTask
-from fedkd.app.state import State, raw_bytes
-from fedkd.app.wire import PAYLOAD, as_arrays, payload_bytes
+from fedkd.app.columns import Columns, as_columns, as_rows
+from fedkd.app.state import State
+from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.grid import SimulationGrid, Unit, failure
 from fedkd.errors import RunError, UserError
-from fedkd.flower_internals import with_content
 
-Columns = dict[str, tuple[torch.dtype, tuple[int, ...], NDArray[np.uint8]]]
-"""A state as Ray stores it: type, shape and memory of each tensor, which is shared with those who read it."""
-NOT_WRITABLE = "The given NumPy array is not writable"
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
@@ -56,19 +50,19 @@ START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Task:
-    """One message as it is sent to a worker: what many messages carry, and states, go beside it as objects.
+    """One message as it is sent to a worker: tensors go beside it as objects, which many tasks may share.
 
     Attributes:
-        message: without its payload.
+        message: without its records of tensors.
         key: the client's name.
-        payload: number of the object that is its payload's bytes; None if nothing travels.
-        state: number of the object that holds its client's state, by client key; None before its first round.
+        records: for each of these records the number of the object that holds it, by name.
+        state: number of the object, and row in it, that hold the client's state; None before its first round.
     """
 
     message: Message
     key: str
-    payload: int | None
-    state: int | None
+    records: Mapping[str, int]
+    state: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -76,12 +70,12 @@ class Stored:
     """A client's state in Ray's object store: all clients of a unit share one object.
 
     Attributes:
-        reference: of the states by client key.
-        key: the client's.
+        reference: of the states, as columns.
+        row: the client's.
     """
 
     reference: Any
-    key: str
+    row: int
 
 
 @dataclass
@@ -91,12 +85,14 @@ class Running:
     Attributes:
         worker: the actor.
         unit: messages, client keys and states.
+        tensors: reference of what the replies carry.
         states: reference of the new states.
         deaths: workers that died of this unit so far.
     """
 
     worker: Any
     unit: Unit[Stored]
+    tensors: Any
     states: Any
     deaths: int
 
@@ -107,29 +103,33 @@ class Worker:
     def __init__(self, experiment_text: str, path: list[str]) -> None:
         """Prepare the process; the driver's import path finds the user's own strategies."""
         sys.path[:] = list(dict.fromkeys([*path, *sys.path]))
-        warnings.filterwarnings("ignore", NOT_WRITABLE)  # as it should be: see as_state
         self._side = ClientSide(Experiment.model_validate_json(experiment_text))
 
     def ready(self) -> str:
         """Return the node on which the process is, once it is prepared."""
         return _node()
 
-    def run(self, tasks: list[Task], *objects: Any) -> tuple[list[Message], dict[str, Columns]]:  # noqa: ANN401
-        """Run one unit; return the replies, and the new states by client key."""
-        payloads = {k: as_arrays(bytes(objects[k])) for k in {task.payload for task in tasks} if k is not None}
+    def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Message], Columns, Columns]:
+        """Run one unit.
+
+        Returns:
+            The replies, without their records of tensors; these; and the new states. Of the last two a row per task.
+        """
+        rows = [as_rows(columns) for columns in objects]
+        records = {k: to_arrays(rows[k][0]) for k in {k for task in tasks for k in task.records.values()}}
         for task in tasks:
-            if task.payload is not None:
-                task.message.content[PAYLOAD] = payloads[task.payload]
-        states = [None if task.state is None else as_state(objects[task.state][task.key]) for task in tasks]
+            for name, k in task.records.items():
+                task.message.content[name] = records[k]
         outcomes = self._side.handle(
-            [ClientTask(task.message, task.key, state) for task, state in zip(tasks, states, strict=True)]
+            [ClientTask(t.message, t.key, None if t.state is None else rows[t.state[0]][t.state[1]]) for t in tasks]
         )
-        changed = {
-            task.key: as_columns(outcome.state)
-            for task, outcome in zip(tasks, outcomes, strict=True)
-            if outcome.state is not None
-        }
-        return [outcome.reply for outcome in outcomes], changed
+        replies = [without_tensors(outcome.reply) for outcome in outcomes]
+        tensors = [
+            {f"{name}/{field}": t for name, record in taken.items() for field, t in tensors_in(record).items()}
+            for _, taken in replies
+        ]
+        states = [outcome.state or {} for outcome in outcomes]
+        return [reply for reply, _ in replies], as_columns(tensors), as_columns(states)
 
 
 class RayGrid(SimulationGrid[Stored]):
@@ -182,8 +182,8 @@ class RayGrid(SimulationGrid[Stored]):
         while waiting or running:
             while waiting and (worker := self._least_busy(waiting[0][1])) is not None:
                 unit, deaths = waiting.popleft()
-                replies, states = self._submit(worker, unit, sent)
-                running[replies] = Running(worker, unit, states, deaths)
+                replies, tensors, states = self._submit(worker, unit, sent)
+                running[replies] = Running(worker, unit, tensors, states, deaths)
                 self._queues[worker].append(replies)
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
             if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
@@ -203,7 +203,7 @@ class RayGrid(SimulationGrid[Stored]):
         """Yield what a unit led to; of a dead worker's units the one at which it died is charged, the others wait."""
         one = running[done]
         try:
-            replies, states = ray.get(done), self._kept(one)
+            (replies, tensors), states = ray.get([done, one.tensors]), self._kept(one)
         except RayTaskError as error:  # our own code raised: the worker lives, and would only raise again
             self._queues[one.worker].remove(done)
             del running[done]
@@ -223,9 +223,10 @@ class RayGrid(SimulationGrid[Stored]):
         else:
             self._queues[one.worker].remove(done)
             del running[done]
-            for (message, key, _), reply in zip(one.unit, replies, strict=True):
+            rows = as_rows(tensors)
+            for row, ((message, key, _), reply) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
-                yield key, reply, Stored(states, key) if trained else None
+                yield key, _with_records(reply, rows[row]), Stored(states, row) if trained else None
 
     def _kept(self, one: Running) -> Any:  # noqa: ANN401 - a reference
         """Return a unit's new states so that they outlive the worker's node: what another node holds is copied here."""
@@ -233,13 +234,11 @@ class RayGrid(SimulationGrid[Stored]):
 
     def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", NOT_WRITABLE)
-            return {name: t.clone() for name, t in as_state(ray.get(state.reference)[state.key]).items()}
+        return {name: tensor.clone() for name, tensor in as_rows(ray.get(state.reference))[state.row].items()}
 
     def store_state(self, key: str, state: State) -> Stored:
         """Put a state into the object store."""
-        return Stored(ray.put({key: as_columns(state)}), key)
+        return Stored(ray.put(as_columns([state])), 0)
 
     def _joined(self, units: Sequence[Unit[Stored]]) -> list[Unit[Stored]]:
         """Join units of single clients, whose bits do not depend on it, where they are many."""
@@ -267,15 +266,13 @@ class RayGrid(SimulationGrid[Stored]):
 
         tasks = []
         for message, key, state in unit:
-            payload, content = None, RecordDict({name: r for name, r in message.content.items() if name != PAYLOAD})
-            record = message.content.get(PAYLOAD)
-            if isinstance(record, ArrayRecord):
+            bare, records = without_tensors(message)
+            for record in records.values():
                 if id(record) not in sent:
-                    sent[id(record)] = record, ray.put(np.frombuffer(payload_bytes(record), np.uint8))
-                payload = number_of(sent[id(record)][1])
-            bare = with_content(message, content)
-            tasks.append(Task(bare, key, payload, None if state is None else number_of(state.reference)))
-        references: list[Any] = worker.run.options(num_returns=2).remote(tasks, *objects)
+                    sent[id(record)] = record, ray.put(as_columns([tensors_in(record)]))
+            numbered = {name: number_of(sent[id(record)][1]) for name, record in records.items()}
+            tasks.append(Task(bare, key, numbered, None if state is None else (number_of(state.reference), state.row)))
+        references: list[Any] = worker.run.options(num_returns=3).remote(tasks, *objects)
         return references
 
     def _start(self, number: int) -> None:
@@ -315,16 +312,15 @@ def _node() -> str:
     return name
 
 
-def as_columns(state: State) -> Columns:
-    """Return a state in a form that Ray stores and shares without copies."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return {name: (tensor.dtype, tuple(tensor.shape), raw_bytes(tensor)) for name, tensor in flat.items()}
-
-
-def as_state(columns: Columns) -> State:
-    """Return the state that :func:`as_columns` was given; it lies in shared memory and must not be written to."""
-    with torch.inference_mode():  # torch refuses to write to what was made here
-        return {name: torch.from_numpy(raw).view(dtype).reshape(shape) for name, (dtype, shape, raw) in columns.items()}
+def _with_records(reply: Message, tensors: State) -> Message:
+    """Return a reply with the tensors that came beside it, named ``record/name``, without a copy."""
+    records: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        record, _, name = path.partition("/")
+        records.setdefault(record, {})[name] = tensor
+    for record, named in records.items():
+        reply.content[record] = to_arrays(named)
+    return reply
 
 
 def _failures(unit: Unit[Any], reason: str) -> Iterator[tuple[str, Message, None]]:

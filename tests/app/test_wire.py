@@ -10,10 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from torch import Tensor
 
-from fedkd.app.wire import EXTRA, HEADER, PAYLOAD, header_of, knowledge_of, number, pack, to_arrays, to_tensors
+from fedkd.app.wire import (
+    EXTRA,
+    HEADER,
+    PAYLOAD,
+    header_of,
+    knowledge_of,
+    number,
+    pack,
+    tensors_in,
+    to_arrays,
+    to_tensors,
+    without_tensors,
+)
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Bundle, KnowledgeError, Prototypes, SoftLabels, Weights
 
@@ -51,7 +64,8 @@ def over_the_wire(records: RecordDict) -> RecordDict:
 
     def inflate(part: object) -> object:
         children = {key: inflate(child) for key, child in (part.children or {}).items()}  # type: ignore[attr-defined]
-        return type(part).inflate(sent[part.object_id], children)  # type: ignore[attr-defined]
+        class_ = inflatable_class_registry[type(part).__qualname__]  # as the receiver finds it
+        return class_.inflate(sent[part.object_id], children)  # type: ignore[attr-defined]
 
     received = inflate(records)
     assert isinstance(received, RecordDict)
@@ -101,6 +115,40 @@ def test_what_is_received_may_be_changed_without_changing_the_message() -> None:
     to_tensors(record)["x"].add_(1)
 
     assert torch.equal(to_tensors(record)["x"], torch.zeros(3))
+
+
+def test_a_type_that_does_not_travel_is_refused_where_it_is_packed() -> None:
+    with pytest.raises(TypeError, match=r"x: expected a type that can be stored, found torch\.complex128"):
+        to_arrays({"x": torch.ones(2, dtype=torch.complex128)})
+    with pytest.raises(TypeError, match=r"x: expected a type that can be stored, found torch\.sparse_coo"):
+        to_arrays({"x": torch.eye(2).to_sparse()})
+
+
+def test_tensors_that_are_handed_over_are_the_receivers_own() -> None:
+    sent = torch.zeros(3)
+    found = to_tensors(to_arrays({"x": sent}))["x"]
+    found.add_(1)
+    assert torch.equal(sent, torch.zeros(3))
+
+
+def test_a_message_comes_apart_into_tensors_and_the_rest() -> None:
+    ensure_task_identity()
+    message = Message(
+        pack({"round": 3}, SoftLabels(torch.arange(2), torch.ones(2, 4))), dst_node_id=1, message_type="train"
+    )
+    rest, records = without_tensors(message)
+    assert set(rest.content) == {HEADER}
+    assert header_of(rest.content)["round"] == 3
+    assert {name: set(tensors_in(record)) for name, record in records.items()} == {PAYLOAD: {"ids", "logits"}}
+    assert set(message.content) == {HEADER, PAYLOAD}
+    failed = Message(Error(code=0, reason="no"), reply_to=message)
+    assert without_tensors(failed) == (failed, {})
+
+
+def test_tensors_travel_as_bytes_where_nobody_takes_them_out() -> None:
+    found = pickle.loads(pickle.dumps(to_arrays({"x": torch.ones(2)})))  # noqa: S301 - our own bytes
+    assert type(found["tensors"]) is Array
+    assert torch.equal(to_tensors(found)["x"], torch.ones(2))
 
 
 def test_knowledge_comes_back_with_its_header() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from flwr_datasets.partitioner import IidPartitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -80,6 +82,23 @@ def test_iid_shards_are_even_and_mixed_on_a_file_sorted_by_class() -> None:
     shards = deal(SORTED, clients=7)
     assert sorted(map(len, shards)) == [85, 85, 86, 86, 86, 86, 86]  # 600 = 7 x 85 + 5
     assert (histogram(SORTED, shards, 10) > 0).all()
+
+
+@pytest.mark.parametrize(("rows", "clients"), [(100, 10), (103, 10), (7, 7), (50, 1)])
+def test_iid_shards_are_those_of_the_library(rows: int, clients: int) -> None:
+    library = IidPartitioner(clients)
+    library.dataset = Dataset.from_dict({"row": np.random.default_rng(3).permutation(rows)})
+    found = deal(torch.zeros(rows, dtype=torch.int64), clients=clients, scheme="iid", seed=3, min_samples=1)
+    assert [shard.tolist() for shard in found] == [sorted(library.load_partition(k)["row"]) for k in range(clients)]
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet"])
+def test_thousands_of_clients(scheme: str) -> None:
+    labels = torch.arange(20_000) % 10
+    shards = deal(labels, clients=2000, scheme=scheme, min_samples=2)
+    assert len(shards) == 2000
+    assert min(len(shard) for shard in shards) >= 2
+    assert torch.equal(torch.cat(shards).sort().values, torch.arange(20_000))
 
 
 def test_dirichlet_splits_each_class_by_the_proportions_drawn() -> None:
