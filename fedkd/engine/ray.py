@@ -2,7 +2,8 @@
 
 Actors hold no client: they are given a unit's messages and states, and give replies and states back. When one dies, a
 new one takes its place and its unit is run again, with the same bits, because every task is seeded by what it is.
-States stay in Ray's object store and travel as references; what all clients receive is put there once.
+States stay in Ray's object store, on the driver's node, and travel as references, so that any other node may be lost;
+what all clients receive is put there once.
 """
 
 import logging
@@ -104,8 +105,9 @@ class Worker:
         sys.path[:] = list(dict.fromkeys([*path, *sys.path]))
         self._side = ClientSide(Experiment.model_validate_json(experiment_text))
 
-    def ready(self) -> None:
-        """Return once the process is prepared."""
+    def ready(self) -> str:
+        """Return the node on which the process is, once it is prepared."""
+        return _node()
 
     def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Message], Columns, Columns]:
         """Run one unit.
@@ -146,6 +148,7 @@ class RayGrid(SimulationGrid[Stored]):
         super().__init__(experiment)
         self._queues: dict[Any, list[Any]] = {}  # what each worker has been given, in the order in which it is done
         self._starting: list[Any] = []
+        self._far: set[Any] = set()  # workers on other nodes than the driver's
         self._started_ray = _connect(experiment)
         self._actor_class: Any = ray.remote(Worker).options(
             num_cpus=1, num_gpus=experiment.engine.gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -200,7 +203,7 @@ class RayGrid(SimulationGrid[Stored]):
         """Yield what a unit led to; of a dead worker's units the one at which it died is charged, the others wait."""
         one = running[done]
         try:
-            replies, tensors = ray.get([done, one.tensors])
+            (replies, tensors), states = ray.get([done, one.tensors]), self._kept(one)
         except RayTaskError as error:  # our own code raised: the worker lives, and would only raise again
             self._queues[one.worker].remove(done)
             del running[done]
@@ -223,7 +226,11 @@ class RayGrid(SimulationGrid[Stored]):
             rows = as_rows(tensors)
             for row, ((message, key, _), reply) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
-                yield key, _with_records(reply, rows[row]), Stored(one.states, row) if trained else None
+                yield key, _with_records(reply, rows[row]), Stored(states, row) if trained else None
+
+    def _kept(self, one: Running) -> Any:  # noqa: ANN401 - a reference
+        """Return a unit's new states so that they outlive the worker's node: what another node holds is copied here."""
+        return ray.put(ray.get(one.states)) if one.worker in self._far else one.states
 
     def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
@@ -279,7 +286,7 @@ class RayGrid(SimulationGrid[Stored]):
         while self._starting:
             worker = self._starting[0]
             try:
-                ray.get(worker.ready.remote(), timeout=START_SECONDS)
+                node = ray.get(worker.ready.remote(), timeout=START_SECONDS)
             except (RayError, GetTimeoutError) as error:
                 deaths += 1
                 killed = isinstance(error, RayActorError) and not error.actor_init_failed
@@ -289,12 +296,20 @@ class RayGrid(SimulationGrid[Stored]):
                 self._starting[0] = self._actor_class.remote(*self._arguments)
                 continue
             self._queues[self._starting.pop(0)] = []
+            if node != _node():
+                self._far.add(worker)
 
     def _stop(self) -> None:
         for worker in [*self._starting, *self._queues]:
             ray.kill(worker)
         if self._started_ray:
             ray.shutdown()
+
+
+def _node() -> str:
+    """Return the name of the node on which this process is."""
+    name: str = ray.get_runtime_context().get_node_id()
+    return name
 
 
 def _with_records(reply: Message, tensors: State) -> Message:

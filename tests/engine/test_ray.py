@@ -1,6 +1,5 @@
 """The Ray grid: the same bits as in this process, whoever dies on the way, and nothing left afterwards."""
 
-import gc
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from fedkd.app.loop import Run, run
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError, UserError
+from tests.engine.processes import marked, one_ray, shared_memory
 
 pytestmark = [
     pytest.mark.ray,
@@ -126,28 +126,8 @@ class DiesAtStart(Strategy):
 @pytest.fixture(scope="module", autouse=True)
 def _one_ray_for_all() -> Iterator[None]:
     """Start Ray once; the grids below use it, and must leave it as they found it."""
-    import ray
-
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,  # a short path
-    ):
-        environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            ray.init(
-                address="local",
-                num_cpus=CPUS,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=100_000_000,
-                _temp_dir=folder,
-            )
-            gc.collect()  # what Ray leaves unclosed would otherwise be some later test's warning
-            yield
-        finally:
-            ray.shutdown()
-            gc.collect()
+    with one_ray(CPUS):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -397,22 +377,6 @@ class Talkative(Strategy):
 '''
 
 
-def marked(mark: str) -> list[str]:
-    """Return the processes that carry a mark in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}  # noqa: S108 - only looked at
-
-
 def test_a_run_on_its_own_ray_loses_no_word_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "strategies").mkdir()
     (tmp_path / "strategies" / "talkative.py").write_text(TALKATIVE, encoding="utf-8")
@@ -438,7 +402,7 @@ def test_a_run_on_its_own_ray_loses_no_word_and_leaves_nothing(tmp_path: Path) -
             timeout=120,
             check=False,
         )
-        left, memory = marked(mark), shared_memory() - before
+        left, memory = [*marked(mark).values()], shared_memory() - before
 
     said = done.stdout + done.stderr
     assert done.returncode == 0, said

@@ -8,8 +8,12 @@ import pytest
 import torch
 from pydantic import Field
 
-from fedkd import Experiment, ensemble, losses, simulate
+from fedkd import Experiment, Result, ensemble, losses, simulate
+from fedkd.data.federation import build
 from fedkd.knowledge import ClassLogits, Generator, Knowledge, Prototypes
+from fedkd.learner import cohort
+from fedkd.learner.plan import plan
+from fedkd.models import registry as models
 from fedkd.strategy import (
     Client,
     ClientCard,
@@ -41,6 +45,50 @@ def test_runs_as_agreed(strategy: str, check: Callable[..., None]) -> None:
 def test_the_built_ins_are_among_them() -> None:
     built_in = {"centralized", "fd", "fedavg", "feddf", "fedmd", "fedproto", "fml", "local", "public_only"}
     assert built_in <= set(STRATEGIES)
+
+
+# --- the plans agree in single precision: all clients' logits on the test set, after a round of plain gradient descent
+
+LOGITS_AGREE_WITHIN = 1e-4
+OF_TORCHVISION = {"resnet18", "shufflenet-v2-x0-5"}
+SMALL_TEST_SET = {"data.validation": 1400, "data.test": 137}
+GENTLE = {"train.batch_size": 4096, "train.lr": 0.001}
+"""For BatchNorm over single pixels, which magnifies rounding in small batches: whole shards, and small steps."""
+
+
+def logits_apart(strategy: str | type[Strategy], architecture: str) -> float:
+    """Return the largest difference between the logits of clients trained one by one and in cohorts."""
+    gentle = GENTLE if architecture in OF_TORCHVISION else {}
+    changes = {"rounds": 1, "train.dtype": "float32", "federation.architectures": [architecture], **gentle}
+    one, other = (
+        contract.experiment(strategy, {**changes, **SMALL_TEST_SET, "engine.plan": name}) for name in contract.PLANS
+    )
+    federation = build(other)
+    assert [part.vectorised for part in plan(other, federation.holdings)] == [True]
+    found = [logits(simulate(experiment), federation.test("image").inputs) for experiment in (one, other)]
+    assert found[0].keys() == found[1].keys() != set()
+    return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
+
+
+def logits(result: Result, inputs: torch.Tensor) -> dict[tuple[str, str], torch.Tensor]:
+    """Return what every client's models say, by client and name; the server's where clients have none."""
+    owners = result.client_models if any(result.client_models.values()) else {"the server": result.server_models}
+    with torch.no_grad():
+        return {(who, name): model.eval()(inputs) for who, own in owners.items() for name, model in own.items()}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in OF_TORCHVISION else []) for name in models.names()],
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_plans_agree_in_single_precision(strategy: str, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort, "LARGEST_STEP", float("inf"))  # large steps would be left alone, and agree
+    assert logits_apart(strategy, architecture) <= LOGITS_AGREE_WITHIN
+
+
+def test_plans_that_do_not_agree_in_single_precision_are_found() -> None:
+    assert logits_apart(DrawsFromTheGlobalGenerator, "mlp") > LOGITS_AGREE_WITHIN
 
 
 # --- each check can fail: one sound strategy, and versions of it that are wrong in one respect each
