@@ -99,9 +99,7 @@ def _medians(points: Tensor, iterations: int, tolerance: float) -> Tensor:
     return result
 
 
-def _advanced(
-    points: Tensor, search: _Search, tolerance: float, *, by_newton: bool
-) -> tuple[_Search, Tensor, Tensor]:
+def _advanced(points: Tensor, search: _Search, tolerance: float, *, by_newton: bool) -> tuple[_Search, Tensor, Tensor]:
     """Take one step; return too which samples are done, and which are close to a prediction, both ``(N,)``."""
     target, total, nearest = _weiszfeld(points, search.at)
     step = target - search.at

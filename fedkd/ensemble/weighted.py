@@ -312,7 +312,8 @@ def _expect_counts(logits: Tensor, counts: Tensor) -> None:
 
 def _entropies(logits: Tensor) -> Tensor:
     """Entropy of each prediction in nats, float64, shape ``(K, N)``."""
-    return torch.special.entr(probabilities_of(logits.detach())).sum(dim=2)
+    entropies: Tensor = torch.special.entr(probabilities_of(logits.detach())).sum(dim=2)
+    return entropies
 
 
 def _normalised(shares: Tensor) -> Tensor:

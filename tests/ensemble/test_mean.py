@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from fedkd import ensemble
-from tests.ensemble.conftest import CLASSES, COUNTS, GIVES_LOGITS, LABELS, LOGITS, RULES, SIZES, TEACHERS, entropy, softmax
+from tests.ensemble.conftest import (
+    CLASSES,
+    COUNTS,
+    GIVES_LOGITS,
+    LABELS,
+    LOGITS,
+    RULES,
+    SIZES,
+    TEACHERS,
+    entropy,
+    softmax,
+)
 
 Rule = Callable[[Tensor], Tensor]
 
@@ -247,7 +258,7 @@ def test_refuses_numbers_that_cannot_be_logits(rule: Rule, number: float, logits
     logits[2, 3, 1] = number
     with pytest.raises(ValueError, match=f"logits: expected finite numbers.*found {re.escape(str(number))} at "):
         rule(logits)
-    with pytest.raises(ValueError, match="logits: expected finite numbers.*found (nan|inf|-inf) at "):
+    with pytest.raises(ValueError, match=r"logits: expected finite numbers.*found (nan|inf|-inf) at "):
         rule(logits.float())  # 1e200 is infinity there
 
 
@@ -282,7 +293,9 @@ def test_refuses_what_is_not_a_distribution() -> None:
             rule(torch.ones(2))
         with pytest.raises(ValueError, match=r"probabilities: expected no number below 0, found -1\.0"):
             rule(torch.tensor([[2.0, -1.0]]))
-        with pytest.raises(ValueError, match=r"probabilities: expected rows that sum to 1, found one that sums to 3\.0"):
+        with pytest.raises(
+            ValueError, match=r"probabilities: expected rows that sum to 1, found one that sums to 3\.0"
+        ):
             rule(torch.tensor([[0.5, 0.5], [1.0, 2.0]]))
         with pytest.raises(ValueError, match="probabilities: expected finite numbers"):
             rule(torch.tensor([[math.nan, 1.0]]))

@@ -41,7 +41,9 @@ def test_it_is_the_mean_of_probabilities_weighted_by_samples(logits: Tensor) -> 
 @pytest.mark.parametrize(("limit", "capacity"), [(1, 1), (1, 2**16), (1024, 2**16), (2**-10, 2**40), (2**20, 2**20)])
 def test_the_error_is_at_most_half_a_quantum(limit: float, capacity: int) -> None:
     teachers = min(capacity, 50)
-    numbers = limit * (2 * torch.rand(teachers, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 1)
+    numbers = limit * (
+        2 * torch.rand(teachers, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 1
+    )
     stream = stream_of(numbers, limit=limit, capacity=capacity)
     assert stream.quantum == limit * capacity * 2.0**-62
     found = stream.mean(torch.float64)
