@@ -48,6 +48,7 @@ def geometric_median(logits: Tensor, *, iterations: int = 100, tolerance: float 
     medians = torch.empty(logits.shape[1:], dtype=torch.float64, device=logits.device)
     for block, ordered in blocks_in_own_order(logits):
         medians[block] = _medians(probabilities_of(ordered).transpose(0, 1).contiguous(), iterations, tolerance)
+    medians.clamp_(min=0)  # by rounding, or by the last of Newton's steps, it may be outside
     return (medians / medians.sum(dim=1, keepdim=True)).to(logits.dtype)
 
 

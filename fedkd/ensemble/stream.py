@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd.ensemble._checks import expect_numbers
 
 _BITS = 62  # of int64, one for the sign and one to spare
+_SMALLEST = 2.0**-100  # quantum whose inverse float32 can hold
 
 
 class StreamedMean:
@@ -75,11 +76,21 @@ class StreamedMean:
         """
         if tuple(values.shape) != tuple(self.total.shape):
             raise ValueError(f"values: expected shape {tuple(self.total.shape)}, found {tuple(values.shape)}.")
-        expect_numbers("values", values)
-        if values.numel() and (largest := values.abs().max().item()) > self.limit:
-            raise ValueError(f"values: expected numbers up to {self.limit:g}, found {largest}; choose a larger limit.")
+        if not values.is_floating_point():
+            raise ValueError(f"values: expected floating-point numbers, found {values.dtype}.")
         self._expect_room("weight", weight)
-        quanta = (values.detach().double() / self.quantum).round_().to(self.total)
+        if values.numel():
+            low, high = (bound.item() for bound in values.detach().aminmax())
+            if not max(-low, high) <= self.limit:  # holds for NaN, too
+                expect_numbers("values", values)
+                found = max(-low, high)
+                raise ValueError(
+                    f"values: expected numbers up to {self.limit:g}, found {found}; choose a larger limit."
+                )
+        # A product with a power of two is exact, in float32 as well where it can hold that power.
+        narrow = values.dtype != torch.float64 and self.quantum > _SMALLEST
+        scaled = values.detach().to(torch.float32 if narrow else torch.float64) * (1 / self.quantum)
+        quanta = scaled.round_().to(self.total)
         self.total += quanta if weight == 1 else quanta.mul_(weight)
         self.weight += weight
 
