@@ -38,16 +38,16 @@ def test_it_is_the_mean_of_probabilities_weighted_by_samples(logits: Tensor) -> 
     np.testing.assert_allclose(sharpened, softmax(expected / 0.1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize(("limit", "capacity"), [(1, 1), (1, 2**16), (1024, 2**16), (2**-10, 2**40), (2**20, 2**20)])
-def test_the_error_is_at_most_half_a_quantum(limit: float, capacity: int) -> None:
+def test_the_error_is_at_most_half_a_quantum(limit: float, capacity: int, dtype: torch.dtype) -> None:
     teachers = min(capacity, 50)
-    numbers = limit * (
-        2 * torch.rand(teachers, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 1
-    )
+    shares = 2 * torch.rand(teachers, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 1
+    numbers = (shares * min(limit, 60_000)).to(dtype)  # float16 ends at 65,504
     stream = stream_of(numbers, limit=limit, capacity=capacity)
     assert stream.quantum == limit * capacity * 2.0**-62
     found = stream.mean(torch.float64)
-    for column, mean in zip(numbers.T.tolist(), found.tolist(), strict=True):
+    for column, mean in zip(numbers.double().T.tolist(), found.tolist(), strict=True):
         exact = sum(map(Fraction, column)) / teachers
         rounding = Fraction(math.ulp(mean)) / 2
         assert abs(Fraction(mean) - exact) <= Fraction(stream.quantum) / 2 + rounding
