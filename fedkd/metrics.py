@@ -14,7 +14,8 @@ _WORST_SHARE = 10  # the worst tenth of the clients
 def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Measure one model's predictions, in float64.
 
-    A model that has diverged is measured too: a row with NaN counts as wrong, and the other metrics are NaN.
+    A model that has diverged is measured too: a row with NaN counts as wrong, and the other metrics are NaN where a
+    number is not finite.
 
     Args:
         logits: class scores before the softmax, shape ``(N, C)``.
@@ -35,8 +36,10 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
     scores = logits.detach().double()
     probabilities = scores.softmax(dim=1)
     right = (probabilities.argmax(dim=1) == labels) & ~probabilities.isnan().any(dim=1)
-    return {
-        "accuracy": right.double().mean().item(),
+    accuracy = {"accuracy": right.double().mean().item()}
+    if not scores.isfinite().all():
+        return accuracy | dict.fromkeys(("nll", "ece", "brier", "entropy"), math.nan)
+    return accuracy | {
         "nll": calibration.negative_log_likelihood(scores, labels).item(),
         "ece": calibration.expected_calibration_error(probabilities, labels).item(),
         "brier": calibration.brier(probabilities, labels).item(),

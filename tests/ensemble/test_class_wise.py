@@ -1,70 +1,20 @@
-"""Combining clients' knowledge, against formulas in float64 NumPy."""
-
-from collections.abc import Callable
+"""Class-wise knowledge, against formulas in float64 NumPy."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 from fedkd import ensemble
 
-LOGITS = np.random.default_rng(1).normal(size=(3, 5, 4))  # three teachers, five samples, four classes
 MEANS = np.random.default_rng(2).normal(size=(3, 4, 2))  # three clients, four classes, two entries
 # Class 0 is held by all, class 1 by the last client alone, class 2 by nobody, class 3 by the first two.
 COUNTS = np.array([[2, 0, 0, 1], [3, 0, 0, 4], [5, 7, 0, 0]])
 
 
-def probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    powers = np.exp(logits)
-    rows: npt.NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return rows
-
-
 def means_with_rubbish() -> Tensor:
     """The clients' means, with NaN where a client does not hold the class."""
     return torch.tensor(np.where(COUNTS[:, :, None] > 0, MEANS, np.nan))
-
-
-def test_mean_logits() -> None:
-    np.testing.assert_allclose(ensemble.mean_logits(torch.tensor(LOGITS)), LOGITS.sum(axis=0) / 3, rtol=1e-12)
-
-
-def test_mean_probabilities() -> None:
-    found = ensemble.mean_probabilities(torch.tensor(LOGITS))
-    np.testing.assert_allclose(found, probabilities(LOGITS).sum(axis=0) / 3, rtol=1e-12)
-    np.testing.assert_allclose(found.sum(dim=1), 1.0, rtol=1e-12)
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_era_is_the_softmax_of_probabilities(temperature: float) -> None:
-    found = ensemble.era(torch.tensor(LOGITS), temperature=temperature)
-    expected = probabilities(probabilities(LOGITS).sum(axis=0) / 3 / temperature)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_era_sharpens_few_classes_and_flattens_many() -> None:
-    def entropy(rows: Tensor) -> Tensor:
-        return -(rows * rows.log()).sum(dim=1)
-
-    values = torch.Generator().manual_seed(0)
-    few, many = (0.3 * torch.randn(1, 50, classes, generator=values) for classes in (4, 40))
-    assert (entropy(ensemble.era(few)) < entropy(ensemble.mean_probabilities(few))).all()
-    assert (entropy(ensemble.era(many)) > entropy(ensemble.mean_probabilities(many))).all()
-
-
-@pytest.mark.parametrize("combine", [ensemble.mean_logits, ensemble.mean_probabilities, ensemble.era])
-def test_sums_in_float64_and_keeps_the_type(combine: Callable[[Tensor], Tensor]) -> None:
-    rounded = torch.tensor(LOGITS, dtype=torch.float32)
-    found = combine(rounded)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, combine(rounded.double()).float())
-
-
-def test_equal_teachers_are_one_teacher() -> None:
-    one = torch.tensor(LOGITS[:1], dtype=torch.float32)
-    assert torch.equal(ensemble.mean_logits(one.expand(7, -1, -1)), one[0])
 
 
 def test_weighted_class_means() -> None:
@@ -107,17 +57,10 @@ def test_class_means_keep_their_type_and_inputs() -> None:
     assert torch.equal(counts, before[1])
 
 
-@pytest.mark.parametrize("combine", [ensemble.mean_logits, ensemble.mean_probabilities, ensemble.era])
-@pytest.mark.parametrize("shape", [(4, 3), (0, 4, 3), (2, 4, 0)])
-def test_refuses_other_shapes(combine: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"logits: expected shape \(K, N, C\)"):
-        combine(torch.zeros(shape))
-
-
 def test_refuses_other_arguments() -> None:
     means, present = torch.zeros(3, 4, 2), torch.ones(3, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match="temperature: expected a number above 0, found 0"):
-        ensemble.era(torch.zeros(1, 2, 3), temperature=0)
+    with pytest.raises(ValueError, match=r"means: expected shape \(K, N, C\)"):
+        ensemble.weighted_class_means(means[0], present[0])
     with pytest.raises(ValueError, match=r"present: expected shape \(3, 4\), found \(3, 2\)"):
         ensemble.leave_one_out(means, present[:, :2], None)
     for own in (-1, 3):
