@@ -29,7 +29,7 @@ from fedkd.strategy.registry import find
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
 ROUNDS, CHECKPOINTS = "rounds.jsonl", "checkpoints"
-LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets", "torchmetrics")
+LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets")
 
 
 class RunFolder:

@@ -79,16 +79,7 @@ def partition(
     column = _natural_owners(groups, labels, clients) if scheme == "natural" else labels
     try:
         _check_settings(len(labels), clients, alpha, classes_per_client)
-        if scheme == "iid":
-            shards = _sorted(np.array_split(_order(len(column), seed), clients))
-        elif scheme == "dirichlet" and clients >= MANY:
-            source = np.random.default_rng(seed)
-            shards = _sorted(dirichlet.deal(column.numpy(), clients, float(alpha), min_samples, source))
-        else:
-            partitioner = _partitioner(scheme, clients, seed, alpha, classes_per_client, min_samples)
-            partitioner.dataset = _rows(column, seed)
-            with _quiet():
-                shards = _sorted(np.array(partitioner.load_partition(k)[:]["row"], np.int64) for k in range(clients))
+        shards = _sorted(_cut(column, clients, scheme, seed, alpha, classes_per_client, min_samples))
         _check_shards(shards, min_samples)
     except ValueError as error:
         settings = f"alpha = {alpha}, classes_per_client = {classes_per_client}, min_samples = {min_samples}"
@@ -97,6 +88,20 @@ def partition(
             f"{' '.join(str(error).split())} {_REMEDIES[scheme]}"
         ) from error
     return shards
+
+
+def _cut(
+    column: Tensor, clients: int, scheme: str, seed: int, alpha: float, classes_per_client: int, min_samples: int
+) -> Iterable[NDArray[np.int64]]:
+    """Return the rows of each client, in no order."""
+    if scheme == "iid":
+        return np.array_split(_order(len(column), seed), clients)
+    if scheme == "dirichlet" and clients >= MANY:
+        return dirichlet.deal(column.numpy(), clients, float(alpha), min_samples, np.random.default_rng(seed))
+    partitioner = _partitioner(scheme, clients, seed, alpha, classes_per_client, min_samples)
+    partitioner.dataset = _rows(column, seed)
+    with _quiet():
+        return [np.array(partitioner.load_partition(k)[:]["row"], np.int64) for k in range(clients)]
 
 
 def _check_settings(rows: int, clients: int, alpha: float, classes_per_client: int) -> None:
