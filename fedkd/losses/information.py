@@ -126,7 +126,8 @@ def crd(
     """
     expect_positive("temperature", temperature)
     if (memory is None) != (contrast is None):
-        raise ValueError(f"contrast: expected with a memory, and only then, found {contrast} for memory {memory}.")
+        found = "none" if contrast is None else "one without memory"
+        raise ValueError(f"contrast: expected with a memory, and only then, found {found}.")
     student, teacher = _embeddings(student, teacher)
     if memory is None or contrast is None:
         scores = products(student, teacher) / temperature

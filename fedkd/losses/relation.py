@@ -182,6 +182,8 @@ def local_structure(
     if edges is None:
         edges = ~torch.eye(nodes, dtype=torch.bool, device=ours.device)
     expect_shape("edges", edges, nodes, nodes)
+    if edges.dtype != torch.bool:
+        raise ValueError(f"edges: expected booleans, found {edges.dtype}.")
     log_ours, log_theirs = (_log_structure(_similarities(x, kernel, sigma), edges) for x in (ours, theirs))
     return torch.where(edges, log_ours.exp() * (log_ours - log_theirs), 0.0).sum() / nodes
 

@@ -1,4 +1,4 @@
-"""One call of every loss on features and relations, on small fixed inputs: what the tests of their properties run on."""
+"""One call of every loss on features and relations, on small fixed inputs, for the tests of what holds for all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
