@@ -11,6 +11,7 @@ from fedkd.losses.feature_maps import attention as attention
 from fedkd.losses.feature_maps import factor_transfer as factor_transfer
 from fedkd.losses.feature_maps import fsp as fsp
 from fedkd.losses.feature_maps import nst as nst
+from fedkd.losses.graph import local_structure as local_structure
 from fedkd.losses.information import CrdMemory as CrdMemory
 from fedkd.losses.information import crd as crd
 from fedkd.losses.information import crd_remember as crd_remember
@@ -19,7 +20,6 @@ from fedkd.losses.information import vid_start as vid_start
 from fedkd.losses.information import vid_variance as vid_variance
 from fedkd.losses.relation import correlation_congruence as correlation_congruence
 from fedkd.losses.relation import hardest_negatives as hardest_negatives
-from fedkd.losses.relation import local_structure as local_structure
 from fedkd.losses.relation import pkt as pkt
 from fedkd.losses.relation import rkd_angle as rkd_angle
 from fedkd.losses.relation import rkd_distance as rkd_distance

@@ -82,7 +82,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or the margin is not above 0.
 
-    Source: Heo et al. 2019 (arXiv:1811.03233), eq. 5.
+    Source: Heo et al. 2019 (arXiv:1811.03233), the alternative loss with a margin.
     """
     expect_positive("margin", margin)
     student, teacher = alike(student, teacher)
@@ -108,7 +108,7 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
-    Source: Heo et al. 2019 (arXiv:1904.01866), eq. 2 to 4.
+    Source: Heo et al. 2019 (arXiv:1904.01866), section 3: margin ReLU and partial L2 distance.
     """
     expect_shape("student", student, "N", "C", *"d" * (student.ndim - 2))
     channels = student.shape[1]
@@ -136,7 +136,7 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
     Raises:
         ValueError: the module has no weight and bias.
 
-    Source: Heo et al. 2019 (arXiv:1904.01866), eq. 5.
+    Source: Heo et al. 2019 (arXiv:1904.01866), section 3.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):

@@ -70,7 +70,7 @@ def factor_transfer(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or there is no such setting.
 
-    Source: Kim et al. 2018 (arXiv:1802.04977), eq. 3.
+    Source: Kim et al. 2018 (arXiv:1802.04977), the factor transfer loss.
     """
     expect_choice("variant", variant, ("code", "paper", "attention"))
     expect_choice("norm", str(norm), ("1", "2"))
@@ -134,7 +134,7 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
-    Source: Huang & Wang 2017 (arXiv:1707.01219), eq. 6, with the polynomial kernel of degree 2 and offset 0.
+    Source: Huang & Wang 2017 (arXiv:1707.01219), with the polynomial kernel of degree 2 and offset 0.
     """
     student, teacher = (unit(entries.flatten(2)) for entries in to_smaller(*maps(student, teacher)))
     pairs = ((student, student), (teacher, teacher), (student, teacher))

@@ -37,7 +37,7 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a variance is not above 0.
 
-    Source: Ahn et al. 2019 (arXiv:1904.05835), eq. 5.
+    Source: Ahn et al. 2019 (arXiv:1904.05835), section 2, with a variance for each channel.
     """
     expect_shape("mean", mean, "N", "C", *"d" * (mean.ndim - 2))
     channels = mean.shape[1]
@@ -56,7 +56,7 @@ def vid_variance(raw: Tensor) -> Tensor:
     Args:
         raw: any shape.
 
-    Source: Ahn et al. 2019 (arXiv:1904.05835), section 2.2, with the floor of the authors' code.
+    Source: Ahn et al. 2019 (arXiv:1904.05835), section 2, with the floor of the authors' code.
     """
     return softplus(wide(raw)) + _VARIANCE_FLOOR
 

@@ -109,7 +109,7 @@ def correlation_congruence(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
 
-    Source: Peng et al. 2019 (arXiv:1904.01802), eq. 4 and 10.
+    Source: Peng et al. 2019 (arXiv:1904.01802), the Gaussian kernel by its Taylor series.
     """
     expect_choice("variant", variant, ("kernel", "delta"))
     expect_positive("gamma", gamma)
@@ -139,53 +139,11 @@ def pkt(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or ``eps`` is not above 0.
 
-    Source: Passalis & Tefas 2018 (arXiv:1803.10837), eq. 3 to 6, with the cosine kernel.
+    Source: Passalis & Tefas 2018 (arXiv:1803.10837), with the cosine kernel.
     """
     expect_positive("eps", eps)
     student, teacher = (_neighbour_probabilities(entries, eps) for entries in rows(student, teacher))
     return (teacher * ((teacher + eps).log() - (student + eps).log())).mean()
-
-
-def local_structure(
-    student: Tensor,
-    teacher: Tensor,
-    edges: Tensor | None = None,
-    *,
-    kernel: Literal["distance", "rbf", "linear"] = "distance",
-    sigma: float = 1.0,
-) -> Tensor:
-    """Divergence of each node's similarities to its neighbours in a graph, the student's from the teacher's.
-
-    A node's local structure is the softmax over its neighbours of their similarity to it.
-
-    Args:
-        student: one row of features for each node, shape ``(N, ...)``.
-        teacher: likewise, shape ``(N, ...)``.
-        edges: ``edges[i, j]``: whether ``j`` is a neighbour of ``i``, bool, shape ``(N, N)``; all others if None. A
-            node without neighbours contributes zero, and counts in the mean.
-        kernel: the similarity: ``"distance"``: ``-d^2 / (2 sigma^2)``; ``"rbf"``: its exponential; ``"linear"``: the
-            inner product, without ``sigma``.
-        sigma: width of the kernel, in units of the features, above 0.
-
-    Returns:
-        ``KL(student || teacher)`` in nats, averaged over the nodes, a scalar.
-
-    Raises:
-        ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
-
-    Source: Yang et al. 2020 (LSP, arXiv:2003.10477), eq. 2 to 4.
-    """
-    expect_choice("kernel", kernel, ("distance", "rbf", "linear"))
-    expect_positive("sigma", sigma)
-    ours, theirs = rows(student, teacher)
-    nodes = len(ours)
-    if edges is None:
-        edges = ~torch.eye(nodes, dtype=torch.bool, device=ours.device)
-    expect_shape("edges", edges, nodes, nodes)
-    if edges.dtype != torch.bool:
-        raise ValueError(f"edges: expected booleans, found {edges.dtype}.")
-    log_ours, log_theirs = (_log_structure(_similarities(x, kernel, sigma), edges) for x in (ours, theirs))
-    return torch.where(edges, log_ours.exp() * (log_ours - log_theirs), 0.0).sum() / nodes
 
 
 def triplet(
@@ -209,8 +167,8 @@ def triplet(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or the margin is not above 0.
 
-    Source: Schroff et al. 2015 (arXiv:1503.03832), eq. 3, averaged; between student and teacher as in Oki et al. 2020
-    (arXiv:2004.08116).
+    Source: Schroff et al. 2015 (arXiv:1503.03832), section 3.1, averaged; between student and teacher as in Oki et al.
+    2020 (arXiv:2004.08116).
     """
     expect_positive("margin", margin)
     expect_shape("anchor", anchor, "N", "d")
@@ -270,19 +228,6 @@ def _neighbour_probabilities(features: Tensor, eps: float) -> Tensor:
     scaled = features / (norms + eps)
     similarities = (products(scaled, scaled) + 1) / 2
     return similarities / similarities.sum(dim=1, keepdim=True)
-
-
-def _similarities(features: Tensor, kernel: str, sigma: float) -> Tensor:
-    if kernel == "linear":
-        return products(features, features)
-    exponents = -distances(features).square() / (2 * sigma**2)
-    return exponents.exp() if kernel == "rbf" else exponents
-
-
-def _log_structure(similarities: Tensor, edges: Tensor) -> Tensor:
-    """Return the logarithm of the softmax over each row's neighbours; what stands elsewhere means nothing."""
-    lowest = torch.finfo(similarities.dtype).min / 4  # not -inf: a row without neighbours would become NaN
-    return torch.log_softmax(torch.where(edges, similarities, lowest), dim=1)
 
 
 def _squared_distances(first: Tensor, second: Tensor, *, normalise: bool) -> Tensor:

@@ -89,6 +89,7 @@ RELATION = {
     "pkt": Example(losses.pkt, _rows),
     "local_structure": Example(losses.local_structure, _rows),
     "local_structure-rbf": Example(losses.local_structure, (*_rows, _graph), {"kernel": "rbf"}, permutable=False),
+    "local_structure-code": Example(losses.local_structure, _rows, {"variant": "code"}),
     "local_structure-linear": Example(losses.local_structure, _rows, {"kernel": "linear"}),
     "triplet": Example(losses.triplet, (*_same_rows, tensor(14, N, 4)), per_sample=(0, 1, 2)),
     "triplet-raw": Example(

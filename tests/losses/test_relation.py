@@ -172,51 +172,6 @@ def test_pkt_invariances_and_minimum() -> None:
     assert losses.pkt(*both(OURS, OURS)).item() == 0.0
 
 
-# --- local structure
-
-
-def structure_loss(similarity: Callable[[np.ndarray, np.ndarray], float], edges: np.ndarray) -> float:
-    total = 0.0
-    for i in range(N):
-        around = np.flatnonzero(edges[i])
-        parts = []
-        for rows in (OURS, THEIRS):
-            weights = np.array([math.exp(similarity(rows[i], rows[j])) for j in around])
-            parts.append(weights / weights.sum())
-        total += (parts[0] * np.log(parts[0] / parts[1])).sum()
-    return total / N
-
-
-SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "distance": lambda a, b: -((a - b) ** 2).sum() / (2 * 1.3**2),
-    "rbf": lambda a, b: math.exp(-((a - b) ** 2).sum() / (2 * 1.3**2)),
-    "linear": lambda a, b: a @ b,
-}
-GRAPH = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=bool)
-
-
-@pytest.mark.parametrize("kernel", SIMILARITIES)
-def test_local_structure_equals_the_formula(kernel: str) -> None:
-    settings = {"kernel": kernel, "sigma": 1.3}
-    expected = structure_loss(SIMILARITIES[kernel], GRAPH)
-    found = losses.local_structure(*both(OURS, THEIRS), torch.tensor(GRAPH), **settings).item()
-    assert found == pytest.approx(expected, rel=1e-9)
-    expected = structure_loss(SIMILARITIES[kernel], ~np.eye(N, dtype=bool))
-    assert losses.local_structure(*both(OURS, THEIRS), **settings).item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_local_structure_invariances_and_lonely_nodes() -> None:
-    assert_same(losses.local_structure, OURS + 3, OURS @ ROTATION)
-    pair = both(OURS, THEIRS)
-    assert losses.local_structure(pair[0], pair[0]).item() == 0.0
-    nobody = torch.zeros(N, N, dtype=torch.bool)
-    ours = pair[0].requires_grad_()
-    (gradient,) = torch.autograd.grad(losses.local_structure(ours, pair[1], nobody), ours)
-    assert not gradient.any()
-    one_each = torch.tensor(np.roll(np.eye(N, dtype=bool), 1, axis=0))
-    assert losses.local_structure(*pair, one_each).item() == 0.0  # a single neighbour has probability one on both sides
-
-
 # --- triplet
 
 
@@ -269,10 +224,6 @@ def test_refuses_what_does_not_fit() -> None:
         losses.correlation_congruence(ours, theirs, variant="delta")
     with pytest.raises(ValueError, match="variant: expected one of 'kernel', 'delta', found 'paper'"):
         losses.correlation_congruence(ours, theirs, variant="paper")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"edges: expected shape \(4, 4\), found \(4, 3\)"):
-        losses.local_structure(ours, theirs, torch.ones(4, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"edges: expected booleans, found torch\.int64"):
-        losses.local_structure(ours, theirs, torch.ones(4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"negative: expected shape \(4, 3\), found \(4, 5\)"):
         losses.triplet(ours, ours, theirs)
     with pytest.raises(ValueError, match="margin: expected a number above 0, found -1"):
