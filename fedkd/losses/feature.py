@@ -112,7 +112,7 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """
     expect_shape("student", student, "N", "C", *"d" * (student.ndim - 2))
     channels = student.shape[1]
-    expect_shape("margin", margin, *((channels,) if margin.ndim == 1 else (1, channels, *[1] * (student.ndim - 2))))
+    expect_shape("margin", margin.flatten(), channels)
     expect_numbers("margin", margin)
     student, teacher = alike(student, teacher)
     per_channel = margin.detach().to(student.dtype).reshape(1, -1, *[1] * (student.ndim - 2))

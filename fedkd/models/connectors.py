@@ -55,7 +55,8 @@ def tokens_to_map(tokens: Tensor, size: tuple[int, int], *, skip: int = 0) -> Te
     expected = skip + math.prod(size)
     if tokens.ndim != len("NLd") or tokens.shape[1] != expected:
         raise ValueError(f"tokens: expected shape (N, {expected}, d), found {tuple(tokens.shape)}.")
-    return tokens[:, skip:].transpose(1, 2).unflatten(2, size)
+    laid_out: Tensor = tokens[:, skip:].transpose(1, 2).unflatten(2, size)
+    return laid_out
 
 
 def map_to_tokens(maps: Tensor) -> Tensor:

@@ -126,14 +126,28 @@ def test_one_model_can_be_watched_twice() -> None:
     assert torch.equal(outer["0"], inner["1:input"])
 
 
+class Meanwhile(Module):
+    """Passes its input on, after another thread has called the whole model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: list[Module] = []  # a list, so that the model is not a part of its part
+
+    def forward(self, values: Tensor) -> Tensor:
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=self.whole[0], args=(inputs(2),))
+            other.start()
+            other.join()
+        return values
+
+
 def test_other_threads_are_not_seen() -> None:
-    model = small()
-    with capture(model, ["0"]) as features:
+    model = small().append(Meanwhile())
+    model[-1].whole.append(model)
+    with capture(model, ["0", "2"]) as features:
         model(inputs(1))
-        other = threading.Thread(target=model, args=(inputs(2),))
-        other.start()
-        other.join()
-    assert torch.equal(features["0"], model[0](inputs(1)))
+        assert torch.equal(features["0"], model[0](inputs(1)))
+    assert torch.equal(features["2"], model[:3](inputs(1)))
 
 
 # --- no trace
@@ -154,9 +168,11 @@ def test_no_hook_is_left_after_an_exception(resnet: Module, images: Tensor) -> N
 def test_a_call_that_failed_is_not_held_against_its_layers() -> None:
     model = small()
     with capture(model, ["2"]) as features:
+        model(inputs())
+        assert features
         with pytest.raises(RuntimeError):
             model(inputs()[:, :2])
-        assert not features
+        assert not features  # not those of the call before
 
 
 def test_hooks_of_others_stay() -> None:
