@@ -1,7 +1,7 @@
 """A model as data: its specification and its tensors, called through a shared skeleton that is never trained."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from fedkd.knowledge import Layout
 from fedkd.models import ModelSpec, initialise, skeleton
+from fedkd.models.capture import capture
 from fedkd.models.classifier import Classifier
 
 
@@ -82,6 +83,20 @@ class Network:
     def features(self, inputs: Tensor) -> Tensor:
         """Return the features ``(N, d)`` of inputs ``(N, ...)``."""
         return self._call("features", inputs)
+
+    def captured(self, inputs: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the features ``(N, d)`` of inputs, and what some layers of the feature part gave on the way.
+
+        Args:
+            inputs: shape ``(N, ...)``.
+            layers: their names within the feature part; see :mod:`fedkd.models.capture`.
+
+        Raises:
+            UserError: there is no such layer, or its name does not say which of its runs is meant.
+        """
+        with capture(self._module.features, layers) as seen:
+            features = self.features(inputs)
+        return features, dict(seen)
 
     def head(self, features: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of features ``(N, d)``."""

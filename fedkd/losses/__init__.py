@@ -1,7 +1,30 @@
 """Losses, by the field's taxonomy: what the student learns from the teacher's outputs and from its features."""
 
+from fedkd.losses.feature import activation_boundary as activation_boundary
+from fedkd.losses.feature import cross_modal_l2 as cross_modal_l2
 from fedkd.losses.feature import hint as hint
+from fedkd.losses.feature import ofd as ofd
+from fedkd.losses.feature import ofd_margin as ofd_margin
 from fedkd.losses.feature import prototype as prototype
+from fedkd.losses.feature import review_kd as review_kd
+from fedkd.losses.feature_maps import attention as attention
+from fedkd.losses.feature_maps import factor_transfer as factor_transfer
+from fedkd.losses.feature_maps import fsp as fsp
+from fedkd.losses.feature_maps import nst as nst
+from fedkd.losses.graph import local_structure as local_structure
+from fedkd.losses.information import CrdMemory as CrdMemory
+from fedkd.losses.information import crd as crd
+from fedkd.losses.information import crd_remember as crd_remember
+from fedkd.losses.information import vid as vid
+from fedkd.losses.information import vid_start as vid_start
+from fedkd.losses.information import vid_variance as vid_variance
+from fedkd.losses.relation import correlation_congruence as correlation_congruence
+from fedkd.losses.relation import hardest_negatives as hardest_negatives
+from fedkd.losses.relation import pkt as pkt
+from fedkd.losses.relation import rkd_angle as rkd_angle
+from fedkd.losses.relation import rkd_distance as rkd_distance
+from fedkd.losses.relation import similarity_preserving as similarity_preserving
+from fedkd.losses.relation import triplet as triplet
 from fedkd.losses.response import cross_entropy as cross_entropy
 from fedkd.losses.response import kd as kd
 from fedkd.losses.response import kl_to_probabilities as kl_to_probabilities

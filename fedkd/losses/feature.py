@@ -1,13 +1,23 @@
-"""Feature-based losses: the student's features are drawn towards a teacher's.
+"""Feature-based losses that compare features entry by entry: the student's are drawn towards a teacher's.
 
 Like the response-based losses they are pure, return a scalar, send no gradient to the teacher side, and run inside
-``torch.func.vmap`` and ``torch.func.grad``.
+``torch.func.vmap`` and ``torch.func.grad``. Where widths or sizes differ, a connector of ``fedkd.models`` brings the
+student's features to the teacher's shape first; losses that need none are in ``feature_maps``.
 """
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Sequence
+from typing import Literal
 
-from fedkd.losses._checks import expect_shape
+import torch
+from torch import Tensor, nn
+
+from fedkd.losses._arguments import alike, expect_numbers
+from fedkd.losses._checks import expect_choice, expect_positive, expect_shape, wide
+from fedkd.losses._numerics import pooled
+
+_REVIEW_LEVELS = (4, 2, 1)
+_SMALLEST_TAIL = 1e-3
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
@@ -24,13 +34,156 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         The loss in squared units of the features, a scalar.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not a finite number.
 
     Source: Romero et al. 2015 (FitNets, arXiv:1412.6550), eq. 3.
     """
-    expect_shape("student", student, "N", *"d" * (student.ndim - 1))
-    expect_shape("teacher", teacher, *student.shape)
-    return (student - teacher.detach()).square().mean()
+    student, teacher = alike(student, teacher)
+    return (student - teacher).square().mean()
+
+
+def cross_modal_l2(student: Tensor, teacher: Tensor, *, variant: Literal["mean", "code"] = "mean") -> Tensor:
+    """Squared difference between features of one sample in two modalities, such as a depth map and a photograph.
+
+    Args:
+        student: features of the student, from its own modality, shape ``(N, ...)``.
+        teacher: features of the teacher, from the modality it was trained on, same samples, same shape.
+        variant: ``"mean"`` over samples and entries, as in :func:`hint`, whatever the size of the features;
+            ``"code"``: Caffe's Euclidean loss, which the authors used: half the sum over entries, mean over samples.
+
+    Returns:
+        The loss in squared units of the features, a scalar.
+
+    Raises:
+        ValueError: a shape does not fit, a value is not a finite number, or there is no such variant.
+
+    Source: Gupta et al. 2016 (arXiv:1507.00448), section 3, which leaves the distance open and takes L2.
+    """
+    expect_choice("variant", variant, ("mean", "code"))
+    student, teacher = alike(student, teacher)
+    squares = (student - teacher).square()
+    return squares.mean() if variant == "mean" else squares.sum() / (2 * len(student))
+
+
+def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Squared hinge that makes each neuron of the student active where the teacher's is, by a margin.
+
+    Only the sign of the teacher's values counts. Summed over the entries of a sample, averaged over samples; the
+    public code further multiplies by 3/1000 and by ``2^(l - L)`` for the l-th of L layers.
+
+    Args:
+        student: pre-activations of the student, mapped to the teacher's shape, ``(N, ...)``.
+        teacher: pre-activations of the teacher, same shape; active where above 0.
+        margin: the paper's ``mu``, in units of the pre-activations, above 0.
+
+    Returns:
+        The loss in squared units of the pre-activations, a scalar.
+
+    Raises:
+        ValueError: a shape does not fit, a value is not a finite number, or the margin is not above 0.
+
+    Source: Heo et al. 2019 (arXiv:1811.03233), the alternative loss with a margin.
+    """
+    expect_positive("margin", margin)
+    student, teacher = alike(student, teacher)
+    lacking = torch.where(teacher > 0, margin - student, margin + student).clamp(min=0)
+    return lacking.square().sum() / len(student)
+
+
+def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    """Partial squared distance before the ReLU: what the ReLU will cut off anyway is left alone.
+
+    The target is ``max(teacher, margin)``. An entry counts where the target is positive, or where the student lies
+    above it. Summed over the entries of a sample, averaged over samples; the official code further multiplies by 1e-3
+    (CIFAR) or 1e-4 (ImageNet), and by ``2^(l - L)`` for the l-th of L layers.
+
+    Args:
+        student: pre-activations of the student, mapped to the teacher's shape, ``(N, C, ...)``.
+        teacher: pre-activations of the teacher in evaluation mode, same shape.
+        margin: one value at most 0 for each channel, see :func:`ofd_margin`, shape ``(C,)`` or ``(1, C, 1, 1)``.
+
+    Returns:
+        The loss in squared units of the pre-activations, a scalar.
+
+    Raises:
+        ValueError: a shape does not fit, or a value is not a finite number.
+
+    Source: Heo et al. 2019 (arXiv:1904.01866), section 3: margin ReLU and partial L2 distance.
+    """
+    expect_shape("student", student, "N", "C", *"d" * (student.ndim - 2))
+    channels = student.shape[1]
+    expect_shape("margin", margin.flatten(), channels)
+    expect_numbers("margin", margin)
+    student, teacher = alike(student, teacher)
+    per_channel = margin.detach().to(student.dtype).reshape(1, -1, *[1] * (student.ndim - 2))
+    target = torch.maximum(teacher, per_channel)
+    counts = (student > target) | (target > 0)
+    return torch.where(counts, student - target, 0.0).square().sum() / len(student)
+
+
+def ofd_margin(batchnorm: nn.Module) -> Tensor:
+    """Return the margin of :func:`ofd`: what a channel's negative values are on average.
+
+    It takes a channel before the ReLU to be normally distributed with the mean and deviation that BatchNorm gives it.
+    Where less than a thousandth of it is negative, the margin is three deviations below zero, as in the official code.
+
+    Args:
+        batchnorm: the teacher's BatchNorm whose output enters the ReLU.
+
+    Returns:
+        One value at most 0 for each channel, shape ``(C,)``.
+
+    Raises:
+        ValueError: the module has no weight and bias.
+
+    Source: Heo et al. 2019 (arXiv:1904.01866), section 3.
+    """
+    weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        raise ValueError(f"batchnorm: expected a BatchNorm with weight and bias, found {batchnorm}.")
+    mean, deviation = bias.detach().double(), weight.detach().double().abs()
+    flat = deviation == 0  # such a channel is constant
+    ratio = mean / torch.where(flat, 1.0, deviation)
+    log_tail = torch.special.log_ndtr(-ratio)
+    log_density = -(ratio.square() + math.log(2 * math.pi)) / 2
+    average = mean - deviation * (log_density - log_tail).exp()
+    margin = torch.where(log_tail.exp() > _SMALLEST_TAIL, average, -3 * deviation)
+    return torch.where(flat, mean, margin).clamp(max=0).to(weight.dtype)
+
+
+def review_kd(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> Tensor:
+    """Hierarchical context loss: mean squared difference of maps at full size and pooled to 4x4, 2x2 and 1x1.
+
+    Levels that are smaller than the map count, with weights 1, 1/2, 1/4, 1/8 in turn, divided by their sum.
+
+    Args:
+        student: fused maps of the student, see ``fedkd.models.connectors``, shape ``(N, C, H, W)``; or several, one
+            for each stage, whose losses are added.
+        teacher: maps of the teacher before the activation, of the same shapes.
+
+    Returns:
+        The loss in squared units of the features, a scalar.
+
+    Raises:
+        ValueError: a shape does not fit, a value is not a finite number, or the numbers of stages differ.
+
+    Source: Chen et al. 2021 (arXiv:2104.09044), section 3.3, with the levels and weights of the official code.
+    """
+    ours = [student] if isinstance(student, Tensor) else list(student)
+    theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    if not ours or len(ours) != len(theirs):
+        raise ValueError(f"teacher: expected as many stages as the student's, found {len(theirs)} for {len(ours)}.")
+    return torch.stack([_hierarchical(*pair) for pair in zip(ours, theirs, strict=True)]).sum()
+
+
+def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
+    expect_shape("student", student, "N", "C", "H", "W")
+    student, teacher = alike(student, teacher)
+    difference = student - teacher  # pooling is linear: the difference of pooled maps is the pooled difference
+    levels = [difference] + [pooled(difference, (side, side)) for side in _REVIEW_LEVELS if side < student.shape[2]]
+    weights = [0.5**level for level in range(len(levels))]
+    terms = [weight * level.square().mean() for weight, level in zip(weights, levels, strict=True)]
+    return torch.stack(terms).sum() / sum(weights)
 
 
 def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +202,7 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
         The loss in squared units of the features, a scalar.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a feature is not a finite number.
 
     Source: regularisation term of FedProto, Tan et al. 2022 (arXiv:2105.00243), with the mean over entries that the
     public code takes.
@@ -58,6 +211,8 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
     expect_shape("prototypes", prototypes, "C", features.shape[1])
     expect_shape("present", present, len(prototypes))
     expect_shape("labels", labels, len(features))
+    expect_numbers("features", features)
+    features, prototypes = wide(features), wide(prototypes)
     # Without a prototype a sample is its own target: zero loss and zero gradient, and no shape depends on the data.
     held = present[labels][:, None]
     target = torch.where(held, prototypes[labels], features).detach()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd import losses
 from fedkd.data.samples import Samples
 from fedkd.learner import cohort
 from fedkd.learner.cohort import answer_together, vectorisable
@@ -120,6 +121,20 @@ def test_soft_labels_frozen_tensors_and_teachers_are_each_clients_own(architectu
     ]
     assert_as_one_by_one(requests)
     assert not same_bits(*answer_together([requests[0], replace(requests[0], frozen=requests[1].frozen)]))
+
+
+def test_features_captured_by_layer_train_as_one_by_one() -> None:
+    def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        features, ours = networks["student"].captured(batch.inputs, ["2", "6"])
+        _, theirs = networks["teacher"].captured(batch.inputs, ["2", "6"])
+        hints = torch.stack([losses.attention(ours[layer], theirs[layer]) for layer in ours]).sum()
+        return losses.cross_entropy(networks["student"].head(features), batch.labels) + 10 * hints
+
+    teacher = fresh(spec("cnn-bn"), 100, torch.empty(0, dtype=torch.float64))
+    requests = doubles(spec("cnn"), objective=taught, epochs=2, teachers={"teacher": teacher})
+    assert_as_one_by_one(requests)
+    without = replace(requests[2], objective=supervised)
+    assert not same_bits(*answer_together([requests[2]]), *answer_together([without]))
 
 
 def test_two_models_of_each_client_train_together() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import models
-from fedkd.learner.model import Model, Network, fresh, layout
+from fedkd.learner.model import BoundNetwork, Model, Network, fresh, layout
 from fedkd.models import ModelSpec
 
 SPEC = ModelSpec("cnn-bn", (2, 6, 6), classes=3, feature_width=5)
@@ -88,3 +88,14 @@ def test_gradients_reach_the_bound_tensors() -> None:
     module(inputs()).sum().backward()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(leaves[name].grad, parameter.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_layers_of_the_feature_part_can_be_captured() -> None:
+    spec = ModelSpec("mlp", SPEC.input_shape, classes=3, feature_width=5)
+    first, second = (fresh(spec, seed, torch.empty(0, dtype=torch.float64)) for seed in (0, 1))
+    for network in (Network(first.spec, first.tensors, training=True), BoundNetwork(spec, second.tensors, number=0)):
+        features, layers = network.captured(inputs(), ["1", "2:input"])
+        assert torch.equal(features, network.features(inputs()))
+        assert torch.equal(layers["1"], layers["2:input"])
+    weight, bias = (second.tensors[f"features.1.{name}"] for name in ("weight", "bias"))
+    assert torch.equal(layers["1"], nn.functional.linear(inputs().flatten(1), weight, bias))

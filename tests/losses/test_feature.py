@@ -1,12 +1,16 @@
 """Feature-based losses against formulas in float64 NumPy, and their properties."""
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedkd import losses
+from tests.losses.feature_examples import draw
 
 FEATURES = np.array([[0.5, -1.0], [2.0, 0.3], [-0.7, 1.1], [0.0, 0.4]])
 TEACHER = np.array([[1.5, 0.2], [-0.6, 0.8], [0.9, -1.3], [0.1, 0.0]])
@@ -125,3 +129,142 @@ def test_refuses_other_shapes(features: Tensor, known: tuple[Tensor, Tensor, Ten
         losses.prototype(features, prototypes, present[:2], labels)
     with pytest.raises(ValueError, match=r"labels: expected shape \(4\), found \(3,\)"):
         losses.prototype(features, prototypes, present, labels[:3])
+
+
+# --- cross-modal L2, activation boundaries
+
+
+def test_cross_modal_l2_equals_the_formulas() -> None:
+    ours, theirs = draw(0, 4, 3, 2), draw(1, 4, 3, 2)
+    total = sum((ours[place] - theirs[place]) ** 2 for place in np.ndindex(ours.shape))
+    pair = torch.tensor(ours), torch.tensor(theirs)
+    assert losses.cross_modal_l2(*pair).item() == pytest.approx(total / 24, rel=1e-9)
+    assert losses.cross_modal_l2(*pair, variant="code").item() == pytest.approx(total / 8, rel=1e-9)
+    assert losses.cross_modal_l2(pair[0], pair[0]).item() == 0.0
+
+
+def test_activation_boundary_equals_the_formula() -> None:
+    ours, theirs, margin = draw(0, 4, 3, 2, 2), draw(1, 4, 3, 2, 2), 0.7
+    total = 0.0
+    for place in np.ndindex(ours.shape):
+        sign = 1 if theirs[place] > 0 else -1
+        total += max(0.0, margin - sign * ours[place]) ** 2
+    found = losses.activation_boundary(torch.tensor(ours), torch.tensor(theirs), margin=margin)
+    assert found.item() == pytest.approx(total / 4, rel=1e-9)
+
+
+def test_activation_boundary_by_hand_and_its_zero_region() -> None:
+    ours = torch.tensor([[0.5, -0.5, 2.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    theirs = torch.tensor([[1.0, 1.0, 9.0, -1.0]], dtype=torch.float64)
+    loss = losses.activation_boundary(ours, theirs)
+    assert loss.item() == 0.5**2 + 1.5**2  # the last two are on the right side by more than the margin
+    (gradient,) = torch.autograd.grad(loss, ours)
+    assert gradient.tolist() == [[-1.0, -3.0, 0.0, 0.0]]
+    assert losses.activation_boundary(ours, 100 * theirs).item() == loss.item()  # only signs count
+
+
+# --- OFD
+
+
+def test_ofd_equals_the_formula() -> None:
+    ours, theirs, margin = draw(0, 4, 3, 2, 2), draw(1, 4, 3, 2, 2), np.array([-0.2, -1.0, 0.0])
+    total = 0.0
+    for n, c, h, w in np.ndindex(ours.shape):
+        target = max(theirs[n, c, h, w], margin[c])
+        if ours[n, c, h, w] > target or target > 0:
+            total += (ours[n, c, h, w] - target) ** 2
+    pair = torch.tensor(ours), torch.tensor(theirs)
+    assert losses.ofd(*pair, torch.tensor(margin)).item() == pytest.approx(total / 4, rel=1e-9)
+    assert losses.ofd(*pair, torch.tensor(margin).reshape(1, 3, 1, 1)).item() == pytest.approx(total / 4, rel=1e-9)
+
+
+def test_ofd_leaves_alone_what_the_relu_cuts_off() -> None:
+    theirs = torch.tensor([[-0.3, -2.0, -2.0, 1.0]], dtype=torch.float64)
+    margin = torch.full((4,), -0.5, dtype=torch.float64)
+    ours = torch.tensor([[-0.4, -0.5, -7.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    loss = losses.ofd(ours, theirs, margin)
+    (gradient,) = torch.autograd.grad(loss, ours)
+    assert loss.item() == 0.0
+    assert not gradient.any()
+    assert losses.ofd(ours.detach() + 0.2, theirs, margin).item() > 0
+
+
+def test_ofd_margin_equals_the_formula() -> None:
+    weight, bias = [0.8, -1.3, 0.5, 0.2], [0.3, -0.4, 0.0, 2.0]
+    expected = []
+    for deviation, mean in zip(map(abs, weight), bias, strict=True):
+        tail = NormalDist(mean, deviation).cdf(0)
+        density = math.exp(-((mean / deviation) ** 2) / 2) / math.sqrt(2 * math.pi)
+        expected.append(mean - deviation * density / tail if tail > 1e-3 else -3 * deviation)
+    norm = nn.BatchNorm2d(4).double()
+    norm.weight.data, norm.bias.data = (torch.tensor(values, dtype=torch.float64) for values in (weight, bias))
+    np.testing.assert_allclose(losses.ofd_margin(norm).numpy(), expected, rtol=1e-9)
+    assert expected[3] == pytest.approx(-0.6)  # hardly ever negative: three deviations
+
+
+def test_ofd_margin_is_the_mean_of_the_negative_half() -> None:
+    norm = nn.BatchNorm1d(3).double()
+    assert losses.ofd_margin(norm).tolist() == pytest.approx([-math.sqrt(2 / math.pi)] * 3, rel=1e-12)
+    norm.bias.data = torch.tensor([-50.0, 0.5, -0.5], dtype=torch.float64)
+    margin = losses.ofd_margin(norm)
+    assert margin[0].item() == pytest.approx(-50.0, rel=1e-9)
+    samples = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert margin[1].item() == pytest.approx(samples[samples < 0].mean().item(), abs=0.01)
+    norm.weight.data = -norm.weight.data
+    assert torch.equal(losses.ofd_margin(norm), margin)
+
+
+def test_ofd_margin_of_constant_channels_and_of_none() -> None:
+    norm = nn.BatchNorm2d(2)
+    norm.weight.data.zero_()
+    norm.bias.data = torch.tensor([-1.5, 2.0])
+    assert losses.ofd_margin(norm).tolist() == [-1.5, 0.0]
+    with pytest.raises(ValueError, match="batchnorm: expected a BatchNorm with weight and bias"):
+        losses.ofd_margin(nn.BatchNorm2d(2, affine=False))
+
+
+# --- ReviewKD
+
+
+def pooled(maps: np.ndarray, side: int) -> np.ndarray:
+    """Adaptive average pooling, place by place."""
+    height, width = maps.shape[2:]
+    result = np.zeros((*maps.shape[:2], side, side))
+    for i, j in np.ndindex(side, side):
+        rows = slice(i * height // side, -(-(i + 1) * height // side))
+        columns = slice(j * width // side, -(-(j + 1) * width // side))
+        result[:, :, i, j] = maps[:, :, rows, columns].mean(axis=(2, 3))
+    return result
+
+
+@pytest.mark.parametrize(("side", "levels"), [(1, []), (2, [1]), (4, [2, 1]), (7, [4, 2, 1])])
+def test_review_kd_equals_the_formula(side: int, levels: list[int]) -> None:
+    ours, theirs = draw(0, 3, 2, side, side), draw(1, 3, 2, side, side)
+    total, weights = ((ours - theirs) ** 2).mean(), 1.0
+    for power, level in enumerate(levels, start=1):
+        total += 0.5**power * ((pooled(ours, level) - pooled(theirs, level)) ** 2).mean()
+        weights += 0.5**power
+    pair = torch.tensor(ours), torch.tensor(theirs)
+    assert losses.review_kd(*pair).item() == pytest.approx(total / weights, rel=1e-9)
+    assert losses.review_kd([pair[0]] * 2, [pair[1]] * 2).item() == pytest.approx(2 * total / weights, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4, 4), (2, 3, 5, 9), (2, 3, 16, 16)])
+def test_review_kd_of_a_constant_offset_is_its_square(shape: tuple[int, ...]) -> None:
+    maps = torch.tensor(draw(0, *shape))
+    assert losses.review_kd(maps, maps + 0.3).item() == pytest.approx(0.09, rel=1e-12)
+    assert losses.review_kd(maps, maps).item() == 0.0
+
+
+def test_refuses_other_stages_margins_and_settings() -> None:
+    maps = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="teacher: expected as many stages as the student's, found 1 for 2"):
+        losses.review_kd([maps, maps], [maps])
+    with pytest.raises(ValueError, match=r"student: expected shape \(N, C, H, W\), found \(2, 3\)"):
+        losses.review_kd(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"margin: expected shape \(3\), found \(4,\)"):
+        losses.ofd(maps, maps, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"margin: expected a number above 0, found 0"):
+        losses.activation_boundary(maps, maps, margin=0)
+    with pytest.raises(ValueError, match="variant: expected one of 'mean', 'code', found 'caffe'"):
+        losses.cross_modal_l2(maps, maps, variant="caffe")  # type: ignore[arg-type]
