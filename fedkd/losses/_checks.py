@@ -1,9 +1,35 @@
-"""Shape checks shared by the losses.
+"""Checks shared by the losses: shapes always, values where there are values to look at.
 
-They look at shapes only, never at values, so they also hold inside ``torch.func.vmap`` and ``torch.func.grad``.
+Shapes are known everywhere, also inside ``torch.func.vmap`` and ``torch.func.grad`` and while a function is traced;
+values are not. So :func:`expect_finite` and :func:`expect_labels` look at values only in plain calls.
+
+The learner turns this off while it trains (:func:`values_unchecked`), for three reasons. A student may diverge, and the
+rule for that is not the loss's: it is measured, but teaches nobody. A cohort, trained under ``vmap``, cannot see it,
+and both plans have to treat it alike. And on a GPU each look makes the processor wait for the device. What comes in
+from outside (samples, labels, knowledge of others) has been validated before it gets there.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
 from torch import Tensor
+
+_unchecked: ContextVar[bool] = ContextVar("_unchecked", default=False)
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def values_unchecked() -> Iterator[None]:
+    """Let losses called in this context look at shapes only: NaN goes in, and NaN comes out."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
 
 
 def expect_shape(name: str, value: Tensor, *expected: int | str) -> None:
@@ -26,6 +52,51 @@ def expect_shape(name: str, value: Tensor, *expected: int | str) -> None:
         raise ValueError(f"{name}: expected shape ({shape}), found {tuple(value.shape)}.")
 
 
+def expect_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity, where values can be looked at.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the tensor, of any shape and type.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    # The sum is finite if all numbers are, and takes a tenth of the time of a look at each of them.
+    if not _readable(value) or not value.is_floating_point() or math.isfinite(value.detach().sum().item()):
+        return
+    bad = (~value.detach().isfinite()).nonzero()
+    if len(bad):  # or finite numbers have a sum that is not
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name}: expected finite numbers, found {value[where].item()} at {where}, "
+            f"and NaN or infinity in {len(bad)} of {value.numel()} places."
+        )
+
+
+def expect_labels(name: str, value: Tensor, samples: int, classes: int) -> None:
+    """Refuse what is not one class number per sample.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the labels.
+        samples: expected number of labels ``N``.
+        classes: number of classes ``C``.
+
+    Raises:
+        ValueError: ``value`` is not an int64 tensor of shape ``(N,)``, or a label is outside ``[0, C)``.
+    """
+    expect_shape(name, value, samples)
+    if value.dtype != torch.int64:
+        raise ValueError(f"{name}: expected class numbers of type int64, found {value.dtype}.")
+    if _readable(value):
+        low, high = (int(bound) for bound in value.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"{name}: expected class numbers from 0 to {classes - 1}, found {low if low < 0 else high}."
+            )
+
+
 def expect_positive(name: str, value: float) -> None:
     """Refuse a setting that is not above zero.
 
@@ -34,3 +105,42 @@ def expect_positive(name: str, value: float) -> None:
     """
     if not value > 0:
         raise ValueError(f"{name}: expected a number above 0, found {value}.")
+
+
+def expect_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a setting outside ``[low, high]``.
+
+    Raises:
+        ValueError: ``value`` is outside, or NaN.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low} to {high}, found {value}.")
+
+
+def expect_one_of(name: str, value: str, *names: str) -> None:
+    """Refuse a name that is none of these.
+
+    Raises:
+        ValueError: ``value`` is another name.
+    """
+    if value not in names:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, names))}, found {value!r}.")
+
+
+def widen(value: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, and any other as it is: losses compute in float32 or wider."""
+    return value.float() if value.dtype in LOW_PRECISION else value
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether numbers can be read from the tensor: not under a transform, nor while tracing, compiling or capturing."""
+    if torch.compiler.is_compiling():  # on its own, and first: the compiler does not understand what follows
+        return False
+    return not (
+        _unchecked.get()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or type(value) not in (Tensor, torch.nn.Parameter)  # a stand-in, such as a FakeTensor
+        or value.is_meta
+        or (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
