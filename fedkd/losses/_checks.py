@@ -10,7 +10,7 @@ from outside (samples, labels, knowledge of others) has been validated before it
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -117,17 +117,17 @@ def expect_within(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name}: expected a number from {low} to {high}, found {value}.")
 
 
-def expect_one_of(name: str, value: str, *names: str) -> None:
-    """Refuse a name that is none of these.
+def expect_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a setting that is none of those there are.
 
     Raises:
-        ValueError: ``value`` is another name.
+        ValueError: ``value`` is not among ``choices``.
     """
-    if value not in names:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, names))}, found {value!r}.")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}.")
 
 
-def widen(value: Tensor) -> Tensor:
+def wide(value: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, and any other as it is: losses compute in float32 or wider."""
     return value.float() if value.dtype in LOW_PRECISION else value
 
