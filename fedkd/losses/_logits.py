@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_finite, expect_positive, expect_shape, wide
+from fedkd.losses._checks import expect_numbers, expect_positive, expect_shape, wide
 
 
 def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:
@@ -20,7 +20,7 @@ def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:
     expect_shape(name, logits, "N", "C")
     if logits.shape[1] < classes:
         raise ValueError(f"{name}: expected at least {classes} classes, found {logits.shape[1]}.")
-    expect_finite(name, logits)
+    expect_numbers(name, logits)
     return wide(logits)
 
 
@@ -38,7 +38,7 @@ def received_pair(
     """
     student = received(names[0], student, classes=classes)
     expect_shape(names[1], teacher, *student.shape)
-    expect_finite(names[1], teacher)
+    expect_numbers(names[1], teacher)
     return student, teacher.detach().to(student.dtype)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_finite, expect_shape, wide
+from fedkd.losses._checks import expect_choice, expect_numbers, expect_shape, wide
 from fedkd.losses._logits import at, divergence, received
 
 
@@ -74,7 +74,7 @@ def activation(features: Tensor, *, variant: str = "code") -> Tensor:
     Source: Chen et al. 2019 (DAFL, arXiv:1904.01186), activation loss.
     """
     expect_shape("features", features, "N", *"d" * max(1, features.ndim - 1))
-    expect_finite("features", features)
+    expect_numbers("features", features)
     expect_choice("variant", variant, ("paper", "code"))
     sizes = wide(features).abs().flatten(1)
     return -(sizes.mean() if variant == "code" else sizes.sum(dim=1).mean())
@@ -102,8 +102,8 @@ def batchnorm_statistics(features: Tensor, running_mean: Tensor, running_var: Te
     expect_shape("features", features, "N", "C", *"d" * (features.ndim - 2))
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         expect_shape(name, value, features.shape[1])
-        expect_finite(name, value)
-    expect_finite("features", features)
+        expect_numbers(name, value)
+    expect_numbers("features", features)
     features = wide(features)
     by_channel = features.transpose(0, 1).flatten(1)
     means = by_channel.mean(dim=1)
@@ -188,8 +188,8 @@ def metadata_reconstruction(activations: Sequence[Tensor], targets: Sequence[Ten
     for number, (found, wanted) in enumerate(zip(activations, targets, strict=True)):
         expect_shape(f"activations[{number}]", found, "N", "d")
         expect_shape(f"targets[{number}]", wanted, *found.shape)
-        expect_finite(f"activations[{number}]", found)
-        expect_finite(f"targets[{number}]", wanted)
+        expect_numbers(f"activations[{number}]", found)
+        expect_numbers(f"targets[{number}]", wanted)
         rectified = wide(found).relu()
         difference = wanted.detach().to(rectified.dtype).relu() - rectified
         terms.append(difference.square().mean() / found.shape[1])
@@ -218,7 +218,7 @@ def sample_activations(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tenso
     expect_shape("covariance", covariance, len(mean), len(mean))
     expect_shape("noise", noise, "N", len(mean))
     for name, value in (("mean", mean), ("covariance", covariance), ("noise", noise)):
-        expect_finite(name, value)
+        expect_numbers(name, value)
     values, vectors = torch.linalg.eigh(wide(covariance).detach())
     root = vectors * values.clamp(min=0).sqrt()
     with torch.autocast(mean.device.type, enabled=False):  # it would round the product to half precision

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_finite, expect_shape, expect_within
+from fedkd.losses._checks import expect_choice, expect_numbers, expect_shape, expect_within
 from fedkd.losses._logits import divergence, received, received_pair
 
 
@@ -59,8 +59,8 @@ def ensemble_mutual(own: Tensor, peers_logits: Tensor) -> Tensor:
 
     Source: Zhang et al. 2018 (DML_e, arXiv:1706.00384), section 2.
     """
-    expect_shape("peers_logits", peers_logits, "K", *own.shape)
     own, others = _received_peers(own, peers_logits)
+    expect_shape("peers_logits", peers_logits, "K", *own.shape)
     # The mean's logarithm is its logits too.
     teacher = torch.log_softmax(others, dim=2).logsumexp(dim=0) - math.log(len(others))
     return divergence(own, teacher)
@@ -168,8 +168,9 @@ def ramp_up(time: float, *, length: float) -> float:
 
 def _received_peers(own: Tensor, peers_logits: Tensor) -> tuple[Tensor, Tensor]:
     own = received("own", own)
-    expect_shape("peers_logits", peers_logits, *peers_logits.shape[:1], *own.shape)
-    expect_finite("peers_logits", peers_logits)
+    peers = peers_logits.shape[0] if peers_logits.ndim else "K"
+    expect_shape("peers_logits", peers_logits, peers, *own.shape)
+    expect_numbers("peers_logits", peers_logits)
     return own, peers_logits.detach().to(own.dtype)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedkd.losses._checks import expect_choice, expect_finite, expect_positive, expect_shape, expect_within, wide
+from fedkd.losses._checks import expect_choice, expect_numbers, expect_positive, expect_shape, expect_within, wide
 from fedkd.losses._logits import received_pair
 
 
@@ -152,8 +152,8 @@ def teacher_bounded_regression(student: Tensor, teacher: Tensor, targets: Tensor
     expect_shape("student", student, "N", "d")
     for name, value in (("teacher", teacher), ("targets", targets)):
         expect_shape(name, value, *student.shape)
-        expect_finite(name, value)
-    expect_finite("student", student)
+        expect_numbers(name, value)
+    expect_numbers("student", student)
     expect_within("margin", margin, 0, math.inf)
     student = wide(student)
     wanted = targets.detach().to(student.dtype)
