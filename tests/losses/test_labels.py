@@ -105,9 +105,9 @@ def test_a_virtual_teacher_without_doubt_is_the_label(student: Tensor, labels: T
 
 
 def test_settings_out_of_range_are_refused(student: Tensor, labels: Tensor) -> None:
-    with pytest.raises(ValueError, match="smoothing: expected a number from 0 to 1, found 1.5"):
+    with pytest.raises(ValueError, match=r"smoothing: expected a number from 0 to 1, found 1\.5"):
         losses.label_smoothing(student, labels, smoothing=1.5)
-    with pytest.raises(ValueError, match="confidence: expected a number from 0 to 1, found -0.1"):
+    with pytest.raises(ValueError, match=r"confidence: expected a number from 0 to 1, found -0\.1"):
         losses.virtual_teacher(student, labels, confidence=-0.1)
     with pytest.raises(ValueError, match="temperature: expected a number above 0"):
         losses.virtual_teacher(student, labels, temperature=0.0)
