@@ -61,9 +61,8 @@ def ensemble_mutual(own: Tensor, peers_logits: Tensor) -> Tensor:
     """
     own, others = _received_peers(own, peers_logits)
     expect_shape("peers_logits", peers_logits, "K", *own.shape)
-    # The mean's logarithm is its logits too.
-    teacher = torch.log_softmax(others, dim=2).logsumexp(dim=0) - math.log(len(others))
-    return divergence(own, teacher)
+    logits_of_mean = torch.log_softmax(others, dim=2).logsumexp(dim=0)  # up to a shift, which does not matter
+    return divergence(own, logits_of_mean)
 
 
 def consistency(student: Tensor, teacher: Tensor, *, cost: str = "mse") -> Tensor:
