@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedkd.learner.model import BoundNetwork, Model, Network
 from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
+from fedkd.losses import values_unchecked
 from fedkd.seeding import derive_seed, seed_torch
 
 PREDICT_ROWS = 1024
@@ -39,7 +40,8 @@ def batches(samples: int, epochs: int, batch_size: int, seed: int) -> list[Tenso
 def fit(request: Fit) -> dict[str, Model]:
     """Train the request's models, and return them by name; the given models stay as they are."""
     inputs = request.samples.inputs
-    with torch.enable_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.enable_grad(), torch.random.fork_rng(devices=devices), values_unchecked():
         seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
         return _loop(request)
 

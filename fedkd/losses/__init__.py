@@ -1,5 +1,16 @@
 """Losses, by the field's taxonomy: what the student learns from the teacher's outputs and from its features."""
 
+from fedkd.losses._checks import values_unchecked as values_unchecked
+from fedkd.losses.data_free import activation as activation
+from fedkd.losses.data_free import batchnorm_statistics as batchnorm_statistics
+from fedkd.losses.data_free import dfad_generator as dfad_generator
+from fedkd.losses.data_free import information_entropy as information_entropy
+from fedkd.losses.data_free import metadata_reconstruction as metadata_reconstruction
+from fedkd.losses.data_free import one_hot as one_hot
+from fedkd.losses.data_free import sample_activations as sample_activations
+from fedkd.losses.data_free import zskt_generator as zskt_generator
+from fedkd.losses.decoupled import dkd as dkd
+from fedkd.losses.decoupled import not_true as not_true
 from fedkd.losses.feature import activation_boundary as activation_boundary
 from fedkd.losses.feature import cross_modal_l2 as cross_modal_l2
 from fedkd.losses.feature import hint as hint
@@ -18,6 +29,20 @@ from fedkd.losses.information import crd_remember as crd_remember
 from fedkd.losses.information import vid as vid
 from fedkd.losses.information import vid_start as vid_start
 from fedkd.losses.information import vid_variance as vid_variance
+from fedkd.losses.labels import cross_entropy as cross_entropy
+from fedkd.losses.labels import label_smoothing as label_smoothing
+from fedkd.losses.labels import virtual_teacher as virtual_teacher
+from fedkd.losses.online import class_wise_self as class_wise_self
+from fedkd.losses.online import consistency as consistency
+from fedkd.losses.online import ema_update as ema_update
+from fedkd.losses.online import ensemble_mutual as ensemble_mutual
+from fedkd.losses.online import mutual as mutual
+from fedkd.losses.online import ramp_up as ramp_up
+from fedkd.losses.ranking import listmle as listmle
+from fedkd.losses.ranking import listnet as listnet
+from fedkd.losses.ranking import margin_mse as margin_mse
+from fedkd.losses.ranking import ranking_distillation as ranking_distillation
+from fedkd.losses.ranking import teacher_bounded_regression as teacher_bounded_regression
 from fedkd.losses.relation import correlation_congruence as correlation_congruence
 from fedkd.losses.relation import hardest_negatives as hardest_negatives
 from fedkd.losses.relation import pkt as pkt
@@ -25,9 +50,11 @@ from fedkd.losses.relation import rkd_angle as rkd_angle
 from fedkd.losses.relation import rkd_distance as rkd_distance
 from fedkd.losses.relation import similarity_preserving as similarity_preserving
 from fedkd.losses.relation import triplet as triplet
-from fedkd.losses.response import cross_entropy as cross_entropy
+from fedkd.losses.response import binary_kd as binary_kd
 from fedkd.losses.response import kd as kd
 from fedkd.losses.response import kl_to_probabilities as kl_to_probabilities
 from fedkd.losses.response import logit_mae as logit_mae
 from fedkd.losses.response import logit_mse as logit_mse
 from fedkd.losses.response import soft_cross_entropy as soft_cross_entropy
+from fedkd.losses.standardized import dist as dist
+from fedkd.losses.standardized import logit_standardized_kd as logit_standardized_kd

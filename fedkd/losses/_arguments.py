@@ -2,22 +2,11 @@
 
 from torch import Tensor
 
-from fedkd.losses._checks import expect_finite, expect_shape, wide
+from fedkd.losses._checks import expect_finite, expect_numbers, expect_shape, wide
 
 Names = tuple[str, str]
 
 _NAMES = ("student", "teacher")
-
-
-def expect_numbers(name: str, value: Tensor) -> None:
-    """Refuse integers, NaN and infinity.
-
-    Raises:
-        ValueError: ``value`` does not hold finite floating-point numbers.
-    """
-    if not value.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point numbers, found {value.dtype}.")
-    expect_finite(name, value)
 
 
 def expect_all_positive(name: str, value: Tensor) -> None:

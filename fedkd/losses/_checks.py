@@ -74,6 +74,17 @@ def expect_finite(name: str, value: Tensor) -> None:
         )
 
 
+def expect_numbers(name: str, value: Tensor) -> None:
+    """Refuse integers, and NaN and infinity where values can be looked at.
+
+    Raises:
+        ValueError: ``value`` does not hold finite floating-point numbers.
+    """
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point numbers, found {value.dtype}.")
+    expect_finite(name, value)
+
+
 def expect_labels(name: str, value: Tensor, samples: int, classes: int) -> None:
     """Refuse what is not one class number per sample.
 

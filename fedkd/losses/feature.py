@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.losses._arguments import alike, expect_numbers
-from fedkd.losses._checks import expect_choice, expect_positive, expect_shape, wide
+from fedkd.losses._arguments import alike
+from fedkd.losses._checks import expect_choice, expect_numbers, expect_positive, expect_shape, wide
 from fedkd.losses._numerics import pooled
 
 _REVIEW_LEVELS = (4, 2, 1)

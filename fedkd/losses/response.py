@@ -1,4 +1,4 @@
-"""Response-based losses: the student learns from labels or from a teacher's outputs.
+"""Response-based losses: the student learns from a teacher's outputs as they are.
 
 All are pure functions of one client's batch of ``N`` samples and ``C`` classes. They return a scalar, never change
 their arguments, send no gradient to the teacher, and run inside ``torch.func.vmap`` and ``torch.func.grad``.
@@ -6,27 +6,10 @@ their arguments, send no gradient to the teacher, and run inside ``torch.func.vm
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from fedkd.losses._checks import expect_positive, expect_shape
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with class labels, averaged over the batch.
-
-    Args:
-        logits: outputs of the student, shape ``(N, C)``.
-        labels: class of each sample, int64 in ``[0, C)``, shape ``(N,)``. No value stands for "ignore".
-
-    Returns:
-        The loss in nats, a scalar.
-
-    Raises:
-        ValueError: a shape does not fit.
-    """
-    expect_shape("logits", logits, "N", "C")
-    expect_shape("labels", labels, len(logits))
-    log_probabilities = torch.log_softmax(logits, dim=1)
-    return -log_probabilities.gather(1, labels[:, None]).mean()
+from fedkd.losses._checks import expect_choice, expect_positive
+from fedkd.losses._logits import divergence, received_pair
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -44,16 +27,12 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: a shape does not fit, or the temperature is not above 0.
+        ValueError: a shape does not fit, a value is not finite, or the temperature is not above 0.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
     """
-    _expect_same_logits(student, teacher)
-    expect_positive("temperature", temperature)
-    log_student = torch.log_softmax(student / temperature, dim=1)
-    log_teacher = torch.log_softmax(teacher.detach() / temperature, dim=1)
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
-    return temperature**2 * divergence.mean()
+    student, teacher = received_pair(student, teacher)
+    return divergence(student, teacher, temperature)
 
 
 def logit_mae(student: Tensor, teacher: Tensor) -> Tensor:
@@ -67,12 +46,12 @@ def logit_mae(student: Tensor, teacher: Tensor) -> Tensor:
         The loss in units of the logits, a scalar.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not finite.
 
     Source: the authors' code of FedMD, Li & Wang 2019 (arXiv:1910.03581).
     """
-    _expect_same_logits(student, teacher)
-    return (student - teacher.detach()).abs().mean()
+    student, teacher = received_pair(student, teacher)
+    return (student - teacher).abs().mean()
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -86,12 +65,12 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
         The loss in squared units of the logits, a scalar.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not finite.
 
     Source: Ba & Caruana 2014 (arXiv:1312.6184), who have a factor 1/2 and sum over the classes.
     """
-    _expect_same_logits(student, teacher)
-    return (student - teacher.detach()).square().mean()
+    student, teacher = received_pair(student, teacher)
+    return (student - teacher).square().mean()
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_probabilities: Tensor) -> Tensor:
@@ -108,14 +87,14 @@ def soft_cross_entropy(student_logits: Tensor, teacher_probabilities: Tensor) ->
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not finite.
 
     Source: the distillation terms of FD, Jeong et al. 2018 (arXiv:1811.11479), and of DS-FL, Itahara et al. 2021
     (arXiv:2008.06180).
     """
-    _expect_same_logits(student_logits, teacher_probabilities, "student_logits", "teacher_probabilities")
-    log_student = torch.log_softmax(student_logits, dim=1)
-    return -(teacher_probabilities.detach() * log_student).sum(dim=1).mean()
+    names = "student_logits", "teacher_probabilities"
+    student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
+    return -(teacher * torch.log_softmax(student, dim=1)).sum(dim=1).mean()
 
 
 def kl_to_probabilities(student_logits: Tensor, teacher_probabilities: Tensor) -> Tensor:
@@ -129,20 +108,41 @@ def kl_to_probabilities(student_logits: Tensor, teacher_probabilities: Tensor) -
         The loss in nats, a scalar; zero exactly where student and teacher agree.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not finite.
 
     Source: Kullback & Leibler 1951; with ``q = softmax(mean of logits)`` it is the server's loss of FedDF, Lin et al.
     2020 (arXiv:2006.07242).
     """
-    _expect_same_logits(student_logits, teacher_probabilities, "student_logits", "teacher_probabilities")
-    teacher = teacher_probabilities.detach()
+    names = "student_logits", "teacher_probabilities"
+    student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
     negative_entropy = torch.xlogy(teacher, teacher).sum(dim=1).mean()
-    return negative_entropy + soft_cross_entropy(student_logits, teacher)
+    return negative_entropy + soft_cross_entropy(student, teacher)
 
 
-def _expect_same_logits(
-    student: Tensor, teacher: Tensor, student_name: str = "student", teacher_name: str = "teacher"
-) -> None:
-    """Refuse outputs that are not two ``(N, C)`` tensors of one shape."""
-    expect_shape(student_name, student, "N", "C")
-    expect_shape(teacher_name, teacher, *student.shape)
+def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, classes: str = "sum") -> Tensor:
+    """Multi-label distillation: ``T^2 * KL(teacher || student)`` of each class by itself, averaged over the batch.
+
+    Every class is a question of its own, answered with the probability ``sigmoid(z / T)``.
+
+    Args:
+        student: logits of the student, shape ``(N, C)``.
+        teacher: logits of the teacher, shape ``(N, C)``.
+        temperature: ``T``, above 0; the paper has none, which is ``T = 1``.
+        classes: ``"sum"`` over the classes, as in the paper, or ``"mean"`` (``1/C`` of it).
+
+    Returns:
+        The loss in nats, a scalar.
+
+    Raises:
+        ValueError: a shape does not fit, a value is not finite, or a setting is none.
+
+    Source: the logits term of Yang et al. 2023 (MLD, arXiv:2308.06453).
+    """
+    student, teacher = received_pair(student, teacher)
+    expect_positive("temperature", temperature)
+    expect_choice("classes", classes, ("sum", "mean"))
+    student, teacher = student / temperature, teacher / temperature
+    yes = torch.sigmoid(teacher) * (logsigmoid(teacher) - logsigmoid(student))
+    no = torch.sigmoid(-teacher) * (logsigmoid(-teacher) - logsigmoid(-student))
+    per_class = (yes + no).mean(dim=0)
+    return temperature**2 * (per_class.sum() if classes == "sum" else per_class.mean())

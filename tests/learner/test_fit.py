@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import models
+from fedkd import losses, models
 from fedkd.data.samples import Samples
 from fedkd.learner import fit as fit_module
+from fedkd.learner.cohort import fit_cohort
 from fedkd.learner.fit import answer, batches, fit, predict
 from fedkd.learner.model import Model, Network, fresh
 from fedkd.learner.requests import Batch, Fit, Predict
@@ -148,6 +149,17 @@ def test_batch_norm_counts_its_steps_and_moves_its_means() -> None:
     found = fit(request("cnn-bn"))["student"]
     assert found.tensors["features.1.num_batches_tracked"].item() == 6  # 21 samples are batches of 8, 8, 5; twice
     assert not torch.equal(found.tensors["features.1.running_mean"], torch.zeros(16, dtype=torch.float64))
+
+
+def test_a_student_that_diverges_is_trained_to_the_end_under_either_plan() -> None:
+    def objective(networks: Mapping[str, Network], batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
+        return losses.cross_entropy(networks["student"](batch.inputs), batch.labels)
+
+    diverging = request(objective=objective, optimiser=Optimiser("sgd", 1e300))
+    for trained in (fit(diverging)["student"], fit_cohort([diverging])[0]["student"]):
+        assert any(tensor.isnan().any() for tensor in trained.tensors.values())
+    with pytest.raises(ValueError, match="logits: expected finite numbers, found nan"):  # and losses look again
+        losses.cross_entropy(torch.full((1, 2), torch.nan), torch.zeros(1, dtype=torch.int64))
 
 
 def test_two_models_learn_from_each_other() -> None:

@@ -1,0 +1,76 @@
+"""What losses on logits share: how they receive their arguments, and the divergence that most of them are made of."""
+
+import torch
+from torch import Tensor
+
+from fedkd.losses._checks import expect_numbers, expect_positive, expect_shape, wide
+
+
+def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:
+    """Take logits ``(N, C)``, in float32 or wider.
+
+    Args:
+        name: name of the argument, for messages.
+        logits: the argument.
+        classes: the smallest ``C`` that makes sense.
+
+    Raises:
+        ValueError: not ``(N, C)``, too few classes, or a value is not finite.
+    """
+    expect_shape(name, logits, "N", "C")
+    if logits.shape[1] < classes:
+        raise ValueError(f"{name}: expected at least {classes} classes, found {logits.shape[1]}.")
+    expect_numbers(name, logits)
+    return wide(logits)
+
+
+def received_pair(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    names: tuple[str, str] = ("student", "teacher"),
+    classes: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Take two ``(N, C)`` tensors of one shape, in float32 or wider; the second is constant.
+
+    Raises:
+        ValueError: a shape does not fit, or a value is not finite.
+    """
+    student = received(names[0], student, classes=classes)
+    expect_shape(names[1], teacher, *student.shape)
+    expect_numbers(names[1], teacher)
+    return student, teacher.detach().to(student.dtype)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """``T^2 * KL(teacher || student)`` of softened logits, summed over classes and averaged over samples.
+
+    The gradient goes to both sides: callers detach the one that is to stay as it is.
+
+    Args:
+        student: logits, shape ``(N, C)``.
+        teacher: logits, shape ``(N, C)``.
+        temperature: ``T``, above 0.
+
+    Raises:
+        ValueError: the temperature is not above 0.
+    """
+    expect_positive("temperature", temperature)
+    log_student = torch.log_softmax(student / temperature, dim=1)
+    log_teacher = torch.log_softmax(teacher / temperature, dim=1)
+    per_sample = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
+    return temperature**2 * per_sample.mean()
+
+
+def at(values: Tensor, labels: Tensor) -> Tensor:
+    """Return each row's entry at its label: ``(N,)`` from ``(N, C)``."""
+    return values.gather(1, labels[:, None])[:, 0]
+
+
+def without(values: Tensor, labels: Tensor) -> Tensor:
+    """Return each row without the entry at its label: ``(N, C - 1)`` from ``(N, C)``, in the same order.
+
+    The column is left out, not masked by a large negative number, which half precision cannot hold.
+    """
+    columns = torch.arange(values.shape[1] - 1, device=values.device)
+    return values.gather(1, columns + (columns >= labels[:, None]))

@@ -1,0 +1,86 @@
+"""What the losses refuse, and where they cannot look."""
+
+import math
+
+import pytest
+import torch
+from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fedkd.losses import values_unchecked
+from fedkd.losses._checks import expect_finite, expect_labels, expect_numbers
+
+NANS = torch.full((2, 3), math.nan)
+
+
+def checked(values: torch.Tensor) -> torch.Tensor:
+    expect_finite("values", values)
+    return values.square().sum()
+
+
+def test_says_which_number_is_bad_and_how_many() -> None:
+    values = torch.zeros(3, 4)
+    values[1, 2] = math.inf
+    values[2, 3] = math.nan
+    with pytest.raises(ValueError, match=r"^values: expected finite numbers, found inf at \(1, 2\), and .* 2 of 12"):
+        expect_finite("values", values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finds_every_kind_of_bad_number(dtype: torch.dtype) -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        for values in (torch.tensor([1.0, bad, 2.0], dtype=dtype), torch.tensor(bad, dtype=dtype)):
+            with pytest.raises(ValueError, match=f"values: expected finite numbers, found {bad}"):
+                expect_finite("values", values.requires_grad_())
+    with pytest.raises(ValueError, match="found inf"):
+        expect_finite("values", torch.tensor([math.inf, -math.inf], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_large_numbers_are_finite_even_if_their_sum_is_not(dtype: torch.dtype) -> None:
+    expect_finite("values", torch.full((100,), torch.finfo(dtype).max, dtype=dtype))
+
+
+def test_takes_integers_and_truth_values() -> None:
+    expect_finite("values", torch.arange(3))
+    expect_finite("values", torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"values: expected floating-point numbers, found torch\.int64"):
+        expect_numbers("values", torch.arange(3))
+
+
+def test_does_not_look_where_there_are_no_values() -> None:
+    assert grad(checked)(NANS).isnan().all()
+    assert vmap(checked)(NANS).isnan().all()
+    for mode in ("real", "fake"):
+        assert make_fx(checked, tracing_mode=mode)(NANS)(NANS).isnan()
+    assert checked(NANS.to("meta")).is_meta
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(NANS)
+    assert checked(fake).shape == ()
+
+
+def test_looks_again_after_a_transform() -> None:
+    grad(checked)(torch.ones(2))
+    with pytest.raises(ValueError, match="found nan"):
+        checked(NANS)
+
+
+def test_does_not_look_when_told_not_to() -> None:
+    with values_unchecked():
+        assert checked(NANS).isnan()
+        with values_unchecked():
+            expect_labels("labels", torch.tensor([9]), 1, 3)
+        assert checked(NANS).isnan()
+    with pytest.raises(ValueError, match="found nan"):
+        checked(NANS)
+    with pytest.raises(RuntimeError, match="no matter what"), values_unchecked():
+        raise RuntimeError("no matter what")
+    with pytest.raises(ValueError, match="found nan"):
+        checked(NANS)
+
+
+def test_labels() -> None:
+    expect_labels("labels", torch.tensor([0, 2]), 2, 3)
+    for bad, found in ((-1, "-1"), (3, "3")):
+        with pytest.raises(ValueError, match=f"labels: expected class numbers from 0 to 2, found {found}"):
+            expect_labels("labels", torch.tensor([0, bad]), 2, 3)
