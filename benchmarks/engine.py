@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import Memory, noisy_digits
+from common import TEST, Memory, noisy_digits
 
 from fedkd.config import Experiment, parse
 
@@ -30,7 +30,7 @@ ENGINES = ("flower", "one-by-one", "cohorts", "ideal")
 CORES = 2
 BASE: Mapping[str, Any] = {
     "strategy": "fedavg",
-    "data": {"public": 0.0, "local_test": 0.0, "test": 97},
+    "data": {"public": 0.0, "local_test": 0.0, "test": TEST},
     "federation": {"clients": 100, "partition": "iid", "min_samples": 0},
     "train": {"local_epochs": 1, "optimizer": "sgd", "lr": 0.1, "batch_size": 4},
     "engine": {"evaluate_every": 0},

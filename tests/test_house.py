@@ -376,7 +376,6 @@ def test_ruff_is_content() -> None:
     assert_passes(run(sys.executable, "-m", "ruff", "check", "--output-format=concise", "."))
 
 
-@pytest.mark.slow
 def test_mypy_is_content() -> None:
     assert_passes(run(sys.executable, "-m", "mypy", "--no-error-summary"))
 
@@ -393,7 +392,6 @@ def test_ruff_asks_for_docstrings_and_annotations(tmp_path: Path) -> None:
     assert {"D102", "ANN001", "ANN201"} <= set(re.findall(r"\b(?:D|ANN)\d+", done.stdout))
 
 
-@pytest.mark.slow
 def test_mypy_is_strict(tmp_path: Path) -> None:
     plant(tmp_path, {"fedkd/errors.py": _UNDOCUMENTED, "strategies/fd.py": "x: int = 'a'\n"})
     done = run(sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", cwd=tmp_path)
@@ -455,7 +453,6 @@ def strategy_modules() -> set[str]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules(ROOT, "strategies")}
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_strategy(copy_of_the_tree: Path, tmp_path: Path) -> None:
     assert_passes(
         run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, cwd=copy_of_the_tree)
@@ -465,7 +462,6 @@ def test_the_wheel_holds_every_strategy(copy_of_the_tree: Path, tmp_path: Path) 
     assert all((tmp_path / "wheel" / package / "py.typed").is_file() for package in PACKAGES)
 
 
-@pytest.mark.slow
 def test_the_fab_holds_every_strategy(copy_of_the_tree: Path, tmp_path: Path) -> None:
     before = (copy_of_the_tree / "pyproject.toml").read_bytes()
     flwr = Path(sys.executable).with_name("flwr")

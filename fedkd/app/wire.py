@@ -2,7 +2,7 @@
 
 A message holds a header (one ConfigRecord) and, if anything travels, the payload's flat form (one ArrayRecord). All
 tensors of a payload are one array, whose bytes are a safetensors file: it knows every type of torch, its reader checks
-what it claims, and a message of many tensors costs no more than one of few.
+what it claims, and a message of many tensors costs no more than one of few. Between our own grids no bytes are made.
 """
 
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class TensorArray(Array):
             TypeError: one has a type that does not travel.
         """
         expect_storable(tensors)
-        self.tensors = {name: tensor.detach() for name, tensor in sorted(tensors.items())}
+        self.tensors = {name: _snapshot(tensor) for name, tensor in sorted(tensors.items())}
 
     @cached_property
     def data(self) -> bytes:  # type: ignore[override]
@@ -115,6 +115,13 @@ class TensorArray(Array):
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as bytes wherever nobody takes the tensors out."""
         return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def _snapshot(tensor: Tensor) -> Tensor:
+    """Return what a tensor holds now, whatever its owner does to it later: nobody can change one made for inference."""
+    if tensor.is_inference() and not (tensor.is_conj() or tensor.is_neg()):
+        return tensor
+    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -1,10 +1,12 @@
 """Dirichlet shards for thousands of clients, where flwr-datasets' partitioner takes minutes or gives up."""
 
 import heapq
+import logging
 
 import numpy as np
 from numpy.typing import NDArray
 
+LOG = logging.getLogger("fedkd")
 Rows = NDArray[np.int64]
 
 
@@ -12,7 +14,8 @@ def deal(labels: Rows, clients: int, alpha: float, min_samples: int, source: np.
     """Deal rows out to clients: each class is split by proportions of its own, drawn from Dirichlet(α).
 
     The law is that of the literature, drawn once. With thousands of clients no draw gives everybody enough, so shards
-    below the smallest size are then filled up, row by row, from whoever holds the most at the time.
+    below the smallest size are then filled up, row by row, from whoever holds the most at the time, and a warning says
+    how many: with small α that evens the sizes out.
 
     Args:
         labels: class of each row, int64, shape ``(N,)``; ``N >= clients * min_samples``.
@@ -47,6 +50,13 @@ def deal(labels: Rows, clients: int, alpha: float, min_samples: int, source: np.
 def _filled_up(shards: list[Rows], min_samples: int) -> list[Rows]:
     """Give those who hold too little what the largest shards hold last; ties go by number."""
     poor = [number for number, shard in enumerate(shards) if len(shard) < min_samples]
+    if poor:
+        moved = sum(min_samples - len(shards[number]) for number in poor)
+        LOG.warning(
+            "dirichlet: %d of %d clients drew fewer than min_samples = %d and got %d samples from the largest shards; "
+            "for the plain distribution lower min_samples",
+            *(len(poor), len(shards), min_samples, moved),
+        )
     largest = [(-len(shard), number) for number, shard in enumerate(shards) if len(shard) > min_samples]
     heapq.heapify(largest)
     kept = [len(shard) for shard in shards]

@@ -58,7 +58,8 @@ def partition(
         alpha: concentration of ``dirichlet``: smaller is more skewed.
         classes_per_client: number of classes of each client under ``pathological``. With fewer clients than classes
             some classes may go to nobody, and their rows are left out; all other schemes deal out every row.
-        min_samples: smallest shard that is accepted. ``dirichlet`` draws again, a few times, until all are as large.
+        min_samples: smallest shard that is accepted. ``dirichlet`` draws again, a few times, until all are as large;
+            from ``MANY`` clients on it fills small shards up from the largest.
         groups: natural owner of each sample, int64, shape ``(N,)``; only ``natural`` needs it.
 
     Returns:

@@ -23,10 +23,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from torch import Tensor
 
 from fedkd.app.client import TRAIN, ClientSide, ClientTask
-from fedkd.app.columns import Columns, as_columns, as_rows
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
+from fedkd.engine.columns import Columns, as_columns, as_rows
 from fedkd.engine.grid import SimulationGrid, Unit, failure
 from fedkd.errors import RunError, UserError
 
@@ -78,6 +78,10 @@ class Stored:
     row: int
 
 
+Bare = tuple[Message, Sequence[str]]
+"""A reply without its records of tensors, and these records' names."""
+
+
 @dataclass
 class Running:
     """A unit that a worker has been given.
@@ -109,11 +113,12 @@ class Worker:
         """Return the node on which the process is, once it is prepared."""
         return _node()
 
-    def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Message], Columns, Columns]:
+    def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Bare], Columns, Columns]:
         """Run one unit.
 
         Returns:
-            The replies, without their records of tensors; these; and the new states. Of the last two a row per task.
+            The replies without their records of tensors, and these records' names; the tensors; and the new states. Of
+            the last two a row per task.
         """
         rows = [as_rows(columns) for columns in objects]
         records = {k: to_arrays(rows[k][0]) for k in {k for task in tasks for k in task.records.values()}}
@@ -129,7 +134,7 @@ class Worker:
             for _, taken in replies
         ]
         states = [outcome.state or {} for outcome in outcomes]
-        return [reply for reply, _ in replies], as_columns(tensors), as_columns(states)
+        return [(reply, tuple(taken)) for reply, taken in replies], as_columns(tensors), as_columns(states)
 
 
 class RayGrid(SimulationGrid[Stored]):
@@ -210,6 +215,7 @@ class RayGrid(SimulationGrid[Stored]):
             yield from _failures(one.unit, str(error))
         except RayError as error:
             lost = [running.pop(reference) for reference in self._queues.pop(one.worker)]
+            self._far.discard(one.worker)
             ray.kill(one.worker)
             self._start(1)
             waiting.extendleft((other.unit, other.deaths) for other in reversed(lost[1:]))
@@ -224,9 +230,9 @@ class RayGrid(SimulationGrid[Stored]):
             self._queues[one.worker].remove(done)
             del running[done]
             rows = as_rows(tensors)
-            for row, ((message, key, _), reply) in enumerate(zip(one.unit, replies, strict=True)):
+            for row, ((message, key, _), (reply, names)) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
-                yield key, _with_records(reply, rows[row]), Stored(states, row) if trained else None
+                yield key, _with_records(reply, names, rows[row]), Stored(states, row) if trained else None
 
     def _kept(self, one: Running) -> Any:  # noqa: ANN401 - a reference
         """Return a unit's new states so that they outlive the worker's node: what another node holds is copied here."""
@@ -312,12 +318,12 @@ def _node() -> str:
     return name
 
 
-def _with_records(reply: Message, tensors: State) -> Message:
-    """Return a reply with the tensors that came beside it, named ``record/name``, without a copy."""
-    records: dict[str, dict[str, Tensor]] = {}
+def _with_records(reply: Message, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Message:
+    """Return a reply with its records of tensors, of these names; the tensors are named ``record/name``."""
+    records: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for path, tensor in tensors.items():
         record, _, name = path.partition("/")
-        records.setdefault(record, {})[name] = tensor
+        records[record][name] = tensor
     for record, named in records.items():
         reply.content[record] = to_arrays(named)
     return reply

@@ -131,6 +131,20 @@ def test_tensors_that_are_handed_over_are_the_receivers_own() -> None:
     assert torch.equal(sent, torch.zeros(3))
 
 
+def test_a_payload_is_what_it_was_when_it_was_packed() -> None:
+    buffer = torch.zeros(3)
+    record = to_arrays({"x": buffer[:]})
+    buffer.fill_(7)
+    assert torch.equal(to_tensors(record)["x"], torch.zeros(3))
+    assert torch.equal(to_tensors(raw(record["tensors"].data))["x"], torch.zeros(3))
+
+
+def test_conjugate_views_travel_as_bytes_too() -> None:
+    values = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64)
+    record = to_arrays({"x": values.conj()})
+    assert to_tensors(record)["x"].tolist() == to_tensors(raw(record["tensors"].data))["x"].tolist() == [1 - 2j, 3 + 4j]
+
+
 def test_a_message_comes_apart_into_tensors_and_the_rest() -> None:
     ensure_task_identity()
     message = Message(

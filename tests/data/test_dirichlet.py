@@ -13,7 +13,7 @@ def source(seed: int = 0) -> np.random.Generator:
 
 
 @pytest.mark.parametrize("min_samples", [0, 1, 5, 10])
-@pytest.mark.parametrize("alpha", [0.01, 0.5, 100.0])
+@pytest.mark.parametrize("alpha", [1e-12, 0.01, 0.5, 100.0, 1e6])
 def test_every_row_goes_to_one_client_and_everybody_gets_enough(alpha: float, min_samples: int) -> None:
     labels = source(1).integers(0, 7, 3000)
     shards = deal(labels, 300, alpha, min_samples, source())
@@ -56,6 +56,17 @@ def test_filling_up_takes_from_the_largest_only() -> None:
     gave = [old for old, new in zip(before, after, strict=True) if new < old]
     kept = [old for old, new in zip(before, after, strict=True) if new == old]
     assert min(gave) >= max(kept)
+
+
+def test_a_warning_says_how_many_were_filled_up(caplog: pytest.LogCaptureFixture) -> None:
+    labels = source(1).integers(0, 10, 20_000)
+    deal(labels, 1000, 0.1, 0, source())
+    assert not caplog.records
+    drawn = [len(shard) for shard in deal(labels, 1000, 0.1, 0, source())]
+    deal(labels, 1000, 0.1, 3, source())
+    poor = [size for size in drawn if size < 3]
+    expected = f"{len(poor)} of 1000 clients drew fewer than min_samples = 3 and got {sum(3 - n for n in poor)} samples"
+    assert expected in caplog.text
 
 
 def test_too_few_rows_are_refused() -> None:

@@ -16,9 +16,14 @@ from flwr.app import Message
 from fedkd.app.client import TRAIN
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run, run
+from fedkd.app.wire import PAYLOAD, knowledge_of, pack, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
+from fedkd.engine.ray import _with_records
+from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
+from fedkd.flower_internals import ensure_task_identity
+from fedkd.knowledge import Weights
 from tests.engine.processes import marked, one_ray, shared_memory
 
 pytestmark = [
@@ -417,3 +422,15 @@ def test_a_run_on_its_own_ray_loses_no_word_and_leaves_nothing(tmp_path: Path) -
     assert reason.endswith("LookupError: client-1 has lost its data")
     assert left == []
     assert memory == set()
+
+
+def test_a_payload_without_tensors_stays_a_payload() -> None:
+    ensure_task_identity()
+    reply, records = without_tensors(Message(pack({}, Weights({})), dst_node_id=0, message_type=TRAIN))
+    assert PAYLOAD not in reply.content
+    assert knowledge_of(_with_records(reply, list(records), {}).content) == Weights({})
+
+
+def test_mixed_precision_has_the_same_bits_on_workers() -> None:
+    experiment = Experiment(strategy="fedmd", **SMALL).changed(**{"train.dtype": "bf16-mixed"})
+    assert simulate(experiment.changed(**{"engine.workers": 2})).digest == simulate(experiment).digest

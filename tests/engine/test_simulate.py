@@ -189,3 +189,13 @@ def test_a_run_leaves_the_callers_random_numbers_alone() -> None:
             simulate(experiment_of("local"))
         drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: S311 - no secret
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_bf16_mixed_trains_in_another_precision_and_keeps_the_type_of_the_weights(plan: str) -> None:
+    exact = experiment_of("fedmd", plan)
+    narrow = exact.changed(**{"train.dtype": "bf16-mixed"})
+    first, second, single = simulate(narrow), simulate(narrow), simulate(exact)
+    assert first.digest == second.digest != single.digest
+    module = next(iter(first.client_models.values()))["student"]
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedkd.app.state import State, raw_bytes
+from fedkd.app.state import raw_bytes
 
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
@@ -37,14 +37,14 @@ def as_columns(rows: Sequence[Mapping[str, Tensor]]) -> Columns:
         grouped[tuple((name, t.dtype, tuple(t.shape)) for name, t in row.items())].append(k)
     groups = []
     for layout, members in grouped.items():
-        stacked = [torch.stack([rows[k][name].detach() for k in members]).cpu() for name, _, _ in layout]
+        stacked = [torch.stack([rows[k][name].detach().cpu() for k in members]) for name, _, _ in layout]
         groups.append((members, layout, [raw_bytes(tensor) for tensor in stacked]))
     return Columns(groups)
 
 
-def as_rows(columns: Columns) -> list[State]:
+def as_rows(columns: Columns) -> list[dict[str, Tensor]]:
     """Return the rows that :func:`as_columns` was given, in shared memory: torch refuses to write to them."""
-    rows: dict[int, State] = {}
+    rows: dict[int, dict[str, Tensor]] = {}
     with torch.inference_mode(), warnings.catch_warnings():  # the former is what makes torch refuse
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         for members, layout, arrays in columns.groups:

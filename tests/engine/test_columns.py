@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.app.columns import as_columns, as_rows
 from fedkd.app.state import digest
+from fedkd.engine.columns import as_columns, as_rows
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
 
