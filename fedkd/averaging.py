@@ -41,7 +41,7 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     first = values[0].detach()
     if not first.is_floating_point():
         return first.clone()
-    # Own arithmetic and not Flower's FedAvg, against which the tests hold it: decision 5 has the figures.
+    # Own arithmetic and not Flower's FedAvg, against which the tests hold it: decision 10 has the figures.
     total = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
     for value, share in zip(values, shares, strict=True):
         total.add_(value.to(first.device), alpha=share)

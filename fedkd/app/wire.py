@@ -94,7 +94,7 @@ class TensorArray(Array):
     dtype, stype = "uint8", FORMAT
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refer to the tensors, by the order of their names.
+        """Keep what the tensors hold now, in the order of their names.
 
         Raises:
             TypeError: one has a type that does not travel.

@@ -151,8 +151,8 @@ def _keeper(
 def _process_restored() -> Iterator[None]:
     """Give a notebook back what a run in its process changes: torch's threads, and the global random generators.
 
-    Meanwhile Python's collector leaves alone what was there before: to walk over all modules again and again took a
-    tenth of a round with thousands of clients.
+    Meanwhile Python's collector leaves alone what was there before, such as all modules: with thousands of clients it
+    took a tenth of a round.
     """
     threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
     gc.freeze()

@@ -44,8 +44,8 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     cohorts = []
     for (architecture, view), group in members.items():
         spec = federation.model_spec(architecture, view)
-        fit = vectorisable(spec, autocast=experiment.train.autocast) and worth_it([spec], experiment.train.batch_size)
-        together = engine.plan == "cohorts" and fit
+        pays = vectorisable(spec, autocast=experiment.train.autocast) and worth_it([spec], experiment.train.batch_size)
+        together = engine.plan == "cohorts" and pays
         number = -(-len(group) // engine.cohort_size) if together else len(group)
         cohorts.append(Cohort(architecture, view, together, _cut(group, number)))
     return cohorts
