@@ -62,6 +62,25 @@ def view(dataset: DataSet, name: str) -> Tensor:
     return _resized[key]
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """Split the name of a view into the names of the views that it joins, such as ``image+audio``."""
+    return tuple(name.split("+"))
+
+
+def present(dataset: DataSet, name: str) -> Tensor:
+    """Return which samples have a view, bool, shape ``(N,)``: of several joined, all of them."""
+    there = torch.ones(len(dataset), dtype=torch.bool)
+    for part in parts(name):
+        known = getattr(dataset, "present", {}).get(parse(part)[0])
+        there = there if known is None else there & known
+    return there
+
+
+def shape(dataset: DataSet, name: str) -> tuple[int, ...]:
+    """Return the shape of one sample in a view."""
+    return tuple(view(dataset, name).shape[1:])
+
+
 def _check_size(name: str, size: int, original: Tensor) -> None:
     shape = tuple(original.shape)
     if len(shape) != _IMAGE_RANK:
