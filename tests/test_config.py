@@ -130,7 +130,8 @@ NEEDS = {"train.momentum": ["train.optimizer=sgd"], "engine.gpus_per_worker": ["
 POOL: list[Any] = [
     True, False, -3, -1, 0, 1, 2, 7, 2**70, -0.5, 0.0, 0.5, 1.0, 1.5, 40.0, math.nan, math.inf, -math.inf,
     "", "a", "cnn", "iid", "adam", "one-by-one", "..", "-a", "a b", "a/b", "line\nbreak", "0", "inf", "float64",
-    "local", "group", {"x": 0.5}, [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 1}, {"x": {"y": 1}}, date(2024, 1, 2),
+    "local", "group", [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 0.5}, {"x": 1}, {"x": {"y": 1}},
+    date(2024, 1, 2),
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh
 from fedkd.learner.requests import Ask
 from fedkd.strategy import Strategy
-from fedkd.strategy.base import expect_payload, expect_tensors
+from fedkd.strategy.base import expect_payload, expect_tensors, model_specs
 from fedkd.strategy.registry import create
 
 TRAIN, EVALUATE, HELLO = "train", "evaluate", "query.hello"
@@ -95,6 +95,7 @@ class ClientSide:
             "round": client.round,
             "client": task.key,
             "num-samples": client.card.num_samples,
+            "steps": client.steps,
             "state": digest(state),
         }
         return Outcome(_reply(task, pack(reply, knowledge)), state)
@@ -139,8 +140,7 @@ class ClientSide:
     def models(self, card: ClientCard, state: State | None) -> dict[str, Model]:
         """Return a client's models as its state has them, or freshly initialised if there is none yet."""
         models: dict[str, Model] = {}
-        for name, architecture in self.strategy.client_models(card).items():
-            spec = self.federation.model_spec(architecture, card.view)
+        for name, spec in model_specs(self.strategy, self.federation, card).items():
             if state is None:
                 seed = seeding.derive_seed(self.experiment.seed, "model", card.key, name)
                 models[name] = fresh(spec, seed, self.federation.like)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Message
@@ -42,8 +43,22 @@ class Expectation:
     dtype: torch.dtype
 
 
-def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | None, str]:
-    """Return a reply's payload and the digest of the client's state.
+class Claim(NamedTuple):
+    """What a reply says, when it has been checked.
+
+    Attributes:
+        knowledge: the payload.
+        state: SHA-256 of the client's state.
+        steps: gradient steps that the client took.
+    """
+
+    knowledge: Knowledge | None
+    state: str
+    steps: int
+
+
+def read_reply(message: Message, expected: Expectation) -> Claim:
+    """Return what a reply says.
 
     Raises:
         KnowledgeError: the reply must not count; the message says why.
@@ -56,13 +71,16 @@ def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | Non
         state = header.get("state")
         if not (isinstance(state, str) and re.fullmatch("[0-9a-f]{64}", state)):
             raise KnowledgeError(f"state: expected a SHA-256, found {state!r:.80}")
+        steps = header.get("steps")
+        if type(steps) is not int or steps < 0:
+            raise KnowledgeError(f"steps: expected a whole number from 0 on, found {steps!r:.80}")
         knowledge = knowledge_of(message.content)
         if knowledge is not None:
             _check_parts(knowledge, expected.kind)
             knowledge.check(expected.contract)
             _check_width(knowledge, expected.dtype)
             _check_weight(knowledge, expected.num_samples)
-        return knowledge, state
+        return Claim(knowledge, state, steps)
 
 
 def read_evaluation(

@@ -92,7 +92,7 @@ class Federation:
         having = self.holdings[key].having
         if view not in having:
             raise UserError(f"{key}: expected a view that it holds ({', '.join(having)}), found {view!r}.")
-        return self._remember((key, "train", view), lambda: self.samples(having[view], view))
+        return self._remember((key, "private", view), lambda: self.samples(having[view], view))
 
     def local_test(self, key: str) -> Samples:
         """Return a client's own test samples in its own view, with labels; none if it has no test split."""

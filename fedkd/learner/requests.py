@@ -84,6 +84,13 @@ class Fit:
     autocast: bool = False
 
     @property
+    def steps(self) -> int:
+        """Number of gradient steps: the last batch of an epoch joins the one before if it has a single sample."""
+        full, rest = divmod(len(self.samples), self.batch_size)
+        joined = rest == 1 and full > 0 and self.batch_size > 1
+        return self.epochs * (full + (rest > 0) - joined)
+
+    @property
     def key(self) -> Hashable:
         """Equal keys can be answered in one vectorised call: same models, shapes, objective and settings."""
         tensors = {**self.samples.targets, **{f"frozen {name}": t for name, t in self.frozen.items()}}

@@ -17,7 +17,7 @@ from fedkd.strategy.base import Payload
 IDS = torch.tensor([4, 7, 9])
 CONTRACT = Contract(classes=2, feature_width=3, public_ids=IDS, weights={})
 STATE = "0123456789abcdef" * 4
-HEADER: Mapping[str, Any] = {"round": 5, "client": "a", "num-samples": 30, "state": STATE}
+HEADER: Mapping[str, Any] = {"round": 5, "client": "a", "num-samples": 30, "state": STATE, "steps": 7}
 SOFT = SoftLabels(IDS, torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
 
 
@@ -31,16 +31,16 @@ def reply(records: RecordDict | Error, type_: str = "train") -> Message:
 
 
 def test_an_honest_reply_is_read() -> None:
-    knowledge, state = read_reply(reply(pack(HEADER, SOFT)), expected())
+    knowledge, state, steps = read_reply(reply(pack(HEADER, SOFT)), expected())
 
     assert isinstance(knowledge, SoftLabels)
     assert torch.equal(knowledge.logits, SOFT.logits)
     assert torch.equal(knowledge.ids, IDS)
-    assert state == STATE
+    assert (state, steps) == (STATE, 7)
 
 
 def test_an_honest_reply_without_payload_is_read() -> None:
-    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE)
+    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
 
 
 @pytest.mark.parametrize(("name", "value"), [("round", True), ("round", 1.0), ("num-samples", 30.0), ("client", 1)])
@@ -74,7 +74,7 @@ def test_no_reply_is_wider_than_the_experiment(dtype: torch.dtype, agreed: torch
     message = reply(pack(HEADER, SoftLabels(IDS, SOFT.logits.to(dtype))))
 
     if counts:
-        knowledge, _ = read_reply(message, expected(dtype=agreed))
+        knowledge = read_reply(message, expected(dtype=agreed)).knowledge
         assert isinstance(knowledge, SoftLabels)
         assert knowledge.logits.dtype == dtype
     else:
@@ -100,7 +100,7 @@ PROTOS = Prototypes(torch.ones(2, 3), torch.tensor([10, 20]))
 
 
 def test_a_bundle_has_the_parts_that_were_agreed() -> None:
-    knowledge, _ = read_reply(reply(pack(HEADER, Bundle({"soft": SOFT, "protos": PROTOS}))), expected(PARTS))
+    knowledge, *_ = read_reply(reply(pack(HEADER, Bundle({"soft": SOFT, "protos": PROTOS}))), expected(PARTS))
 
     assert isinstance(knowledge, Bundle)
     assert set(knowledge.parts) == {"soft", "protos"}
