@@ -85,10 +85,8 @@ class Fit:
 
     @property
     def steps(self) -> int:
-        """Number of gradient steps: the last batch of an epoch joins the one before if it has a single sample."""
-        full, rest = divmod(len(self.samples), self.batch_size)
-        joined = rest == 1 and full > 0 and self.batch_size > 1
-        return self.epochs * (full + (rest > 0) - joined)
+        """Number of gradient steps."""
+        return steps_of(len(self.samples), self.epochs, self.batch_size)
 
     @property
     def key(self) -> Hashable:
@@ -102,6 +100,19 @@ class Fit:
             identity(self.objective),
             (self.epochs, self.batch_size, self.optimiser, self.autocast),
         )
+
+
+def steps_of(samples: int, epochs: int, batch_size: int) -> int:
+    """Return the number of gradient steps of a fit: a last batch of one sample joins the one before it.
+
+    Args:
+        samples: number of samples.
+        epochs: passes over them.
+        batch_size: samples per step.
+    """
+    full, rest = divmod(samples, batch_size)
+    joined = rest == 1 and full > 0 and batch_size > 1
+    return epochs * (full + (rest > 0) - joined)
 
 
 @dataclass(frozen=True)
