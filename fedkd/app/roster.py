@@ -58,7 +58,8 @@ class Participant:
 def card_of(federation: Federation, key: str) -> ClientCard:
     """Return what the server may know of a client."""
     holding = federation.holdings[key]
-    return ClientCard(key, holding.architecture, holding.view, len(holding.train))
+    teacher_view = federation.experiment.federation.teacher_view
+    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
 
 
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:

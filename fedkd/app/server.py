@@ -174,7 +174,13 @@ class ServerSide:
             weights=layout(self.server.models[student].spec, self.federation.like.dtype) if student else {},
         )
         return Expectation(
-            key, self.server.round, card.num_samples, self.strategy.card.up, contract, self.federation.like.dtype
+            key,
+            self.server.round,
+            card.num_samples,
+            self.strategy.card.up,
+            contract,
+            self.federation.like.dtype,
+            self.strategy.card.up_is_optional,
         )
 
     # -- evaluate -------------------------------------------------------------------------------------------------

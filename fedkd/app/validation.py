@@ -31,6 +31,7 @@ class Expectation:
         round: number of the round.
         num_samples: what the client said of its shard before round one.
         kind: type of the payload, or the parts of a bundle by name; None if nothing travels.
+        optional: whether it may send nothing instead.
         contract: shapes, classes, public subset.
         dtype: the experiment's floating-point type; a wider one would change the type of every result.
     """
@@ -41,6 +42,7 @@ class Expectation:
     kind: Payload | None
     contract: Contract
     dtype: torch.dtype
+    optional: bool = False
 
 
 class Claim(NamedTuple):
@@ -67,7 +69,8 @@ def read_reply(message: Message, expected: Expectation) -> Claim:
         header = _checked_header(message, expected.client, expected.round)
         _expect_equal(header, "num-samples", expected.num_samples)
         kind = payload_type(expected.kind)
-        _expect_equal(header, "kind", kind.__name__ if kind else "")
+        if not (expected.optional and header.get("kind") == ""):
+            _expect_equal(header, "kind", kind.__name__ if kind else "")
         state = header.get("state")
         if not (isinstance(state, str) and re.fullmatch("[0-9a-f]{64}", state)):
             raise KnowledgeError(f"state: expected a SHA-256, found {state!r:.80}")

@@ -39,12 +39,14 @@ class ClientCard:
         architecture: of its student.
         view: the view of the samples that it holds; several joined, such as ``image+audio``.
         num_samples: size of its private training shard.
+        teacher_view: the view that its teacher looks at while it trains; None: its own.
     """
 
     key: str
     architecture: str
     view: str
     num_samples: int
+    teacher_view: str | None = None
 
     @property
     def cohort(self) -> str:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
+
+from fedkd import seeding
 from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.errors import UserError
@@ -50,10 +53,21 @@ class Client(Learner):
         """
         return self.federation.private_in(self.card.key, view)
 
-    @property
-    def teacher_view(self) -> str:
-        """The view that a teacher looks at while the client trains; its own unless the experiment names one."""
-        return self.federation.experiment.federation.teacher_view or self.card.view
+    def held_out(self, share: float, view: str | None = None) -> tuple[Samples, Samples]:
+        """Divide the training samples in a view into those to train on and those to choose by or to calibrate on.
+
+        Args:
+            share: of the samples that are held out, from 0 to below 1; the same ones in every round.
+            view: one of ``card.views``, or the teacher's; the client's own without.
+
+        Returns:
+            The samples to train on, and those held out, with their labels.
+        """
+        samples = self.private if view is None else self.private_in(view)
+        source = seeding.generator(self.federation.experiment.seed, "held out", self.card.key)
+        order = torch.randperm(len(samples), generator=source)
+        count = round(share * len(samples))
+        return samples.take(order[count:].sort().values), samples.take(order[:count].sort().values)
 
     @property
     def next_public_subset(self) -> Samples:
@@ -79,7 +93,7 @@ class Client(Learner):
         return samples.with_targets(teacher=received.logits.to(samples.inputs))
 
     def _own(self, view: str) -> str:
-        if view not in (self.card.view, *self.card.views, self.teacher_view):
+        if view not in (self.card.view, *self.card.views, self.card.teacher_view):
             held = ", ".join(self.card.views)
             raise UserError(f"{self.card.key}: expected a view that it holds ({held}), found {view!r}.")
         return view

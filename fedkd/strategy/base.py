@@ -89,6 +89,7 @@ class MethodCard:
         down: what a client receives.
         traffic: bytes per client and round, as a formula (``M`` public samples, ``C`` classes, ``d`` feature width,
             ``P`` parameters; four bytes per number, eight per id); empty if not stated, or if nothing travels.
+        up_is_optional: whether a client may send nothing in a round, as one that only learns does.
         needs_public_set: whether clients must see a public set.
         needs_public_labels: whether it must be labelled.
         heterogeneous_models: whether clients may differ in architecture.
@@ -104,6 +105,7 @@ class MethodCard:
     up: Payload | None = None
     down: Payload | None = None
     traffic: str = ""
+    up_is_optional: bool = False
     needs_public_set: bool = False
     needs_public_labels: bool = False
     heterogeneous_models: bool = True

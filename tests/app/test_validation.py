@@ -1,6 +1,7 @@
 """A reply is a claim: read alone here; what a bad one does to a run is in test_server."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ def test_an_honest_reply_is_read() -> None:
 
 def test_an_honest_reply_without_payload_is_read() -> None:
     assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
+
+
+def test_nothing_is_read_only_where_it_may_be_sent() -> None:
+    optional = replace(expected(), optional=True)
+    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER, SOFT)), optional).knowledge is not None
+    with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found ''"):
+        read_reply(reply(pack(HEADER)), expected())
+    with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found 'Prototypes'"):
+        read_reply(reply(pack(HEADER, PROTOS)), optional)
 
 
 @pytest.mark.parametrize(("name", "value"), [("round", True), ("round", 1.0), ("num-samples", 30.0), ("client", 1)])

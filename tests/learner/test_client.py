@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedkd import losses
-from fedkd.config import DataSettings, Experiment, FederationSettings, TrainSettings
+from fedkd.config import DataSettings, Experiment, TrainSettings
 from fedkd.data.federation import Federation, Holding, Splits
 from fedkd.data.sources import DataSet
 from fedkd.errors import UserError
@@ -74,16 +74,27 @@ def test_private_samples_in_another_view_are_those_that_have_it() -> None:
 
 def test_public_samples_come_in_the_clients_views_and_the_teachers_only() -> None:
     parties = federation()
-    one, views = client(parties), FederationSettings(teacher_view="plus")
+    one = client(parties)
     with pytest.raises(UserError, match=r"client-0: expected a view that it holds \(minus\), found 'plus'"):
         one.next_public_subset_in("plus")
-    taught = client(replace(parties, experiment=parties.experiment.model_copy(update={"federation": views})))
-    assert (one.teacher_view, taught.teacher_view) == ("minus", "plus")
+    taught = replace(one, card=replace(one.card, teacher_view="plus"))
     assert taught.next_public_subset_in("plus").inputs[:, 0].tolist() == [1.0, 3.0, 5.0, 8.0, 9.0]
     received = SoftLabels(PUBLIC[:1], torch.ones(1, 4))
     assert taught.public(received, "plus").inputs[:, 0].tolist() == [1.0]
     with pytest.raises(UserError, match="found 'plus'"):
         one.public(received, "plus")
+
+
+def test_held_out_samples_are_the_same_in_every_round() -> None:
+    parties = federation()
+    kept, held = client(parties).held_out(1 / 3)
+    assert (len(kept), len(held)) == (2, 1)
+    assert sorted([*kept.ids.tolist(), *held.ids.tolist()]) == TRAIN.tolist()
+    assert kept.labels.tolist() == [number % 4 for number in kept.ids.tolist()]
+    assert torch.equal(client(parties, round_=2).held_out(1 / 3)[1].ids, held.ids)
+    assert held.inputs[:, 0].tolist() == (-held.ids).tolist()
+    assert [len(part) for part in client(parties).held_out(0.5, "plus")] == [1, 1]
+    assert len(client(parties).held_out(0.0)[1]) == 0
 
 
 def test_the_steps_of_a_round_are_counted() -> None:
