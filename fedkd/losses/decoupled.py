@@ -7,7 +7,7 @@ run inside ``torch.func.vmap`` and ``torch.func.grad``.
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_labels, expect_positive
+from fedkd.checks import expect_labels, expect_positive
 from fedkd.losses._logits import at, divergence, received_pair, without
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedkd.checks import expect_choice, expect_numbers, expect_positive, expect_shape
 from fedkd.losses._arguments import alike
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_positive, expect_shape, wide
-from fedkd.losses._numerics import pooled
+from fedkd.losses._numerics import pooled, wide
 
 _REVIEW_LEVELS = (4, 2, 1)
 _SMALLEST_TAIL = 1e-3

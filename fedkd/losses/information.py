@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fedkd.checks import expect_positive, expect_shape
 from fedkd.losses._arguments import alike, expect_all_positive, rows
-from fedkd.losses._checks import expect_positive, expect_shape, wide
-from fedkd.losses._numerics import products, unit
+from fedkd.losses._numerics import products, unit, wide
 
 _VARIANCE_FLOOR = 1e-5
 _CRD_EPS = 1e-7

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_shape, expect_within
+from fedkd.checks import expect_choice, expect_numbers, expect_shape, expect_within
 from fedkd.losses._logits import divergence, received, received_pair
 
 
@@ -136,7 +136,7 @@ def ema_update(
     if average.keys() != current.keys():
         odd = sorted(average.keys() ^ current.keys())
         raise ValueError(f"current: expected the names of average, found only on one side: {', '.join(odd)}.")
-    expect_within("step", step, 0, math.inf)
+    expect_within("step", step, 0)
     expect_within("decay", decay, 0, 1)
     keep = min(1 - 1 / (step + 1), decay)
     updated = {}
@@ -158,8 +158,8 @@ def ramp_up(time: float, *, length: float) -> float:
 
     Source: Laine & Aila 2017 (arXiv:1610.02242), section 3.1; Tarvainen & Valpola 2017.
     """
-    expect_within("time", time, 0, math.inf)
-    expect_within("length", length, 0, math.inf)
+    expect_within("time", time, 0)
+    expect_within("length", length, 0)
     if time >= length:
         return 1.0
     return math.exp(-5 * (1 - time / length) ** 2)

@@ -264,7 +264,7 @@ def test_refuses_other_stages_margins_and_settings() -> None:
         losses.review_kd(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"margin: expected shape \(3\), found \(4,\)"):
         losses.ofd(maps, maps, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"margin: expected a number above 0, found 0"):
+    with pytest.raises(ValueError, match=r"margin: expected a finite number above 0, found 0"):
         losses.activation_boundary(maps, maps, margin=0)
     with pytest.raises(ValueError, match="variant: expected one of 'mean', 'code', found 'caffe'"):
         losses.cross_modal_l2(maps, maps, variant="caffe")  # type: ignore[arg-type]

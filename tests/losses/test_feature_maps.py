@@ -185,5 +185,5 @@ def test_refuses_what_does_not_fit() -> None:
         losses.attention(maps, maps, variant="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="norm: expected one of '1', '2', found '3'"):
         losses.factor_transfer(maps, maps, norm=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="power: expected a number above 0, found 0"):
+    with pytest.raises(ValueError, match="power: expected a finite number above 0, found 0"):
         losses.attention(maps, maps, power=0)
