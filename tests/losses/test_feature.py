@@ -121,13 +121,13 @@ def test_refuses_other_shapes(features: Tensor, known: tuple[Tensor, Tensor, Ten
     prototypes, present, labels = known
     with pytest.raises(ValueError, match=r"teacher: expected shape \(4, 2\), found \(4, 3\)"):
         losses.hint(features, torch.zeros(4, 3))
-    with pytest.raises(ValueError, match=r"student: expected shape \(N\), found \(\)"):
+    with pytest.raises(ValueError, match=r"student: expected shape \(N,\), found \(\)"):
         losses.hint(torch.tensor(1.0), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"prototypes: expected shape \(C, 2\), found \(3, 5\)"):
         losses.prototype(features, torch.zeros(3, 5), present, labels)
-    with pytest.raises(ValueError, match=r"present: expected shape \(3\), found \(2,\)"):
+    with pytest.raises(ValueError, match=r"present: expected shape \(3,\), found \(2,\)"):
         losses.prototype(features, prototypes, present[:2], labels)
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4\), found \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), found \(3,\)"):
         losses.prototype(features, prototypes, present, labels[:3])
 
 
@@ -262,7 +262,7 @@ def test_refuses_other_stages_margins_and_settings() -> None:
         losses.review_kd([maps, maps], [maps])
     with pytest.raises(ValueError, match=r"student: expected shape \(N, C, H, W\), found \(2, 3\)"):
         losses.review_kd(torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"margin: expected shape \(3\), found \(4,\)"):
+    with pytest.raises(ValueError, match=r"margin: expected shape \(3,\), found \(4,\)"):
         losses.ofd(maps, maps, torch.zeros(4))
     with pytest.raises(ValueError, match=r"margin: expected a finite number above 0, found 0"):
         losses.activation_boundary(maps, maps, margin=0)

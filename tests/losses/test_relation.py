@@ -228,5 +228,5 @@ def test_refuses_what_does_not_fit() -> None:
         losses.triplet(ours, ours, theirs)
     with pytest.raises(ValueError, match="margin: expected a finite number above 0, found -1"):
         losses.triplet(ours, ours, ours, margin=-1)
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4\), found \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), found \(3,\)"):
         losses.hardest_negatives(ours, ours, torch.zeros(3))
