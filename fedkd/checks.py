@@ -84,27 +84,26 @@ def expect_numbers(name: str, value: Tensor) -> None:
     expect_finite(name, value)
 
 
-def expect_labels(name: str, value: Tensor, samples: int, classes: int) -> None:
-    """Refuse what is not one class number per sample.
+def expect_labels(name: str, value: Tensor, samples: int, classes: int, *, of: str = "class numbers") -> None:
+    """Refuse what is not one class number, or number of another kind, per sample.
 
     Args:
         name: name of the argument, for the message.
         value: the labels.
         samples: expected number of labels ``N``; 0 will do.
         classes: number of classes ``C``.
+        of: what they number, for the message.
 
     Raises:
         ValueError: ``value`` is not an int64 tensor of shape ``(N,)``, or a label is outside ``[0, C)``.
     """
     expect_shape(name, value, samples)
     if value.dtype != torch.int64:
-        raise ValueError(f"{name}: expected class numbers of type int64, found {value.dtype}.")
+        raise ValueError(f"{name}: expected {of} of type int64, found {value.dtype}.")
     if value.numel() and _readable(value):
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= classes:
-            raise ValueError(
-                f"{name}: expected class numbers from 0 to {classes - 1}, found {low if low < 0 else high}."
-            )
+            raise ValueError(f"{name}: expected {of} from 0 to {classes - 1}, found {low if low < 0 else high}.")
 
 
 def expect_number(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fedkd.checks import expect_positive, expect_shape
+from fedkd.checks import expect_labels, expect_numbers, expect_positive, expect_shape
 from fedkd.losses._arguments import alike, expect_all_positive, rows
 from fedkd.losses._numerics import products, unit, wide
 
@@ -192,7 +192,10 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def _expect_contrast(memory: CrdMemory, contrast: Tensor, student: Tensor) -> None:
     expect_shape("memory.student", memory.student, "M", student.shape[1])
     expect_shape("memory.teacher", memory.teacher, *memory.student.shape)
+    for name, value in zip(memory._fields, memory, strict=True):
+        expect_numbers(f"memory.{name}", value)
     expect_shape("contrast", contrast, len(student), "K")
+    expect_labels("contrast", contrast.flatten(), contrast.numel(), len(memory.student), of="row numbers")
 
 
 def _scores(

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import losses
-from tests.losses.examples import STUDENT, TEACHER, kl, softmax
+from tests.losses.conftest import STUDENT, TEACHER, kl, softmax
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 3, 2, 2))
 MEAN, VARIANCE = np.array([0.5, -1.0, 0.2]), np.array([1.5, 0.4, 2.0])
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw
 
 FEATURES = np.array([[0.5, -1.0], [2.0, 0.3], [-0.7, 1.1], [0.0, 0.4]])
 TEACHER = np.array([[1.5, 0.2], [-0.6, 0.8], [0.9, -1.3], [0.1, 0.0]])

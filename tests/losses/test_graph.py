@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw
 
 N = 4
 OURS, THEIRS = draw(0, N, 3), draw(1, N, 5)

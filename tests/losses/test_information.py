@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 
 from fedkd import losses
 from fedkd.losses import CrdMemory
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw, length_one
 
 N, WIDTH, SAMPLES = 4, 3, 9
 OURS, THEIRS = draw(0, N, WIDTH), draw(1, N, WIDTH)
@@ -19,10 +19,6 @@ CONTRAST = np.array([[0, 3, 7], [4, 1, 2], [8, 0, 1], [2, 5, 5]])
 
 def both(ours: np.ndarray = OURS, theirs: np.ndarray = THEIRS) -> tuple[Tensor, Tensor]:
     return torch.tensor(ours), torch.tensor(theirs)
-
-
-def length_one(rows: np.ndarray) -> np.ndarray:
-    return rows / np.sqrt((rows**2).sum(axis=-1, keepdims=True))
 
 
 # --- VID

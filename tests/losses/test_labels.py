@@ -6,19 +6,9 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import CLASSES, STUDENT, Array, kl, softmax
+from tests.losses.conftest import CLASSES, STUDENT, Array, kl, softmax
 
 LABEL_ROWS = np.eye(4)[CLASSES]
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
-
-
-@pytest.fixture
-def labels() -> Tensor:
-    return torch.tensor(CLASSES)
 
 
 def test_cross_entropy_equals_the_formula(student: Tensor, labels: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import STUDENT, TEACHER, kl, softmax
+from tests.losses.conftest import STUDENT, TEACHER, kl, softmax
 
 PEERS = np.stack([TEACHER, TEACHER[::-1], -TEACHER])
 

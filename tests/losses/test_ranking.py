@@ -9,20 +9,10 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import STUDENT, TEACHER, Array, softmax
+from tests.losses.conftest import STUDENT, TEACHER, Array, softmax
 
 RANKED = np.argsort(-TEACHER, axis=1)
 SHIFT = np.array([[5.0], [-3.0], [0.5], [20.0]])
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
-
-
-@pytest.fixture
-def teacher() -> Tensor:
-    return torch.tensor(TEACHER)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw, length_one
 
 N = 4
 OURS, THEIRS, SAME = draw(0, N, 3), draw(1, N, 5), draw(2, N, 3)
@@ -22,10 +22,6 @@ def both(ours: np.ndarray, theirs: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def huber(difference: float) -> float:
     return difference**2 / 2 if abs(difference) <= 1 else abs(difference) - 0.5
-
-
-def length_one(rows: np.ndarray) -> np.ndarray:
-    return rows / np.sqrt((rows**2).sum(axis=-1, keepdims=True))
 
 
 def assert_same(loss: Callable[..., Tensor], *changed: np.ndarray, **settings: object) -> None:

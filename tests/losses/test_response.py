@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import CLASSES, STUDENT, TEACHER, Array, kl, softmax
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
-
-
-@pytest.fixture
-def teacher() -> Tensor:
-    return torch.tensor(TEACHER)
+from tests.losses.conftest import CLASSES, STUDENT, TEACHER, Array, kl, softmax
 
 
 @pytest.fixture

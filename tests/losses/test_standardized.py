@@ -6,17 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import STUDENT, TEACHER, Array, kl, softmax
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
-
-
-@pytest.fixture
-def teacher() -> Tensor:
-    return torch.tensor(TEACHER)
+from tests.losses.conftest import STUDENT, TEACHER, Array, kl, softmax
 
 
 def correlations(first: Array, second: Array) -> float:
