@@ -134,13 +134,15 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
         One value at most 0 for each channel, shape ``(C,)``.
 
     Raises:
-        ValueError: the module has no weight and bias.
+        ValueError: the module has no weight and bias, or one that is not finite.
 
     Source: Heo et al. 2019 (arXiv:1904.01866), section 3.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
         raise ValueError(f"batchnorm: expected a BatchNorm with weight and bias, found {batchnorm}.")
+    expect_numbers("batchnorm.weight", weight)
+    expect_numbers("batchnorm.bias", bias)
     mean, deviation = bias.detach().double(), weight.detach().double().abs()
     flat = deviation == 0  # such a channel is constant
     ratio = mean / torch.where(flat, 1.0, deviation)

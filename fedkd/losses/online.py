@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_choice, expect_numbers, expect_shape, expect_within
+from fedkd.checks import expect_choice, expect_finite, expect_numbers, expect_shape, expect_within
 from fedkd.losses._logits import divergence, received, received_pair
 
 
@@ -129,7 +129,7 @@ def ema_update(
         decay: the largest ``a``, from 0 to 1.
 
     Raises:
-        ValueError: names or shapes differ, or ``step`` or ``decay`` is outside its range.
+        ValueError: names or shapes differ, a number is not finite, or ``step`` or ``decay`` is outside its range.
 
     Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code.
     """
@@ -142,6 +142,9 @@ def ema_update(
     updated = {}
     for name, value in current.items():
         expect_shape(f"current[{name!r}]", value, *average[name].shape)
+        expect_finite(f"current[{name!r}]", value)
+        if keep:  # else it has no say
+            expect_finite(f"average[{name!r}]", average[name])
         updated[name] = _blend(average[name].detach(), value.detach(), keep)
     return updated
 

@@ -1,6 +1,7 @@
 """What holds for every loss, whatever its formula."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +12,17 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from tests.losses.examples import EXAMPLES, Example
+from fedkd import losses
+from tests.losses.examples import EXAMPLES, NO_LOSSES, Example
 from tests.losses.trees import each_float, floats, gradients, joined, split, with_gradient
 
 every_loss = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
+
+
+def test_every_public_function_has_an_example() -> None:
+    public = {value for value in vars(losses).values() if inspect.isfunction(value)} - {losses.values_unchecked}
+    covered = {example.loss for example in EXAMPLES.values()}
+    assert {function.__name__ for function in public - covered} == NO_LOSSES
 
 
 @every_loss
@@ -129,9 +137,7 @@ def test_degenerate_inputs_give_finite_numbers(example: Example, dtype: torch.dt
     for change in (torch.zeros_like, torch.ones_like, lambda leaf: leaf[:1].expand_as(leaf)):
         for arguments in on_either_side(example, lambda leaf, change=change: change(leaf).to(dtype)):
             assert example.call(*arguments).isfinite()
-            assert all(
-                part.abs().max() < example.steepest for part in gradients(example, arguments)
-            )  # NaN is not below, either
+            assert all(part.abs().max() < example.steepest for part in gradients(example, arguments))
 
 
 @every_loss
