@@ -24,7 +24,8 @@ PACKAGES = ("fedkd", "strategies")
 SHIPPED = (*PACKAGES, "simulations", "benchmarks")
 
 _FLOORS = (
-    "errors losses ensemble averaging calibration knowledge models privacy config seeding optimisers flower_internals",
+    "errors checks losses ensemble averaging calibration knowledge models privacy config seeding optimisers "
+    "flower_internals",
     "data metrics task",
     "learner",
     "strategy",
