@@ -82,7 +82,7 @@ def mean_standardised_logits(logits: Tensor, *, mode: Literal["paper", "code"] =
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or there is no such mode.
 
-    Source: logit standardisation, Sun et al. 2024 (arXiv:2403.01006), as a rule of aggregation.
+    Source: logit standardisation, Sun et al. 2024 (arXiv:2403.01427), as a rule of aggregation.
     """
     expect_logits(logits)
     expect_choice("mode", mode, ("paper", "code"))

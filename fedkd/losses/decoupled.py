@@ -57,6 +57,7 @@ def not_true(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: f
     """Distillation over the classes that are not the label: ``T^2 * KL``, averaged over the batch.
 
     The student keeps what the teacher knows about the other classes, while the label is left to the cross-entropy.
+    The authors' code has no factor ``T^2``.
 
     Args:
         student: logits of the student, shape ``(N, C)``, two classes or more; with two the loss is zero.

@@ -131,7 +131,8 @@ def ema_update(
     Raises:
         ValueError: names or shapes differ, a number is not finite, or ``step`` or ``decay`` is outside its range.
 
-    Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code.
+    Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code, which
+    counts the step just taken: its first update is ``step=1`` here, and keeps half of the average.
     """
     if average.keys() != current.keys():
         odd = sorted(average.keys() ^ current.keys())
