@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedkd.errors import UserError
+
+_SIGNAL_RANK = 3  # (N, channels, length)
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors have no single truth value, so equality means identity
@@ -24,9 +27,13 @@ class DataSet:
         classes: the ``C`` class names; label ``k`` means ``classes[k]``.
         official_test: rows that the publisher calls test, bool, shape ``(N,)``.
         groups: natural owner of each sample, such as a person, int64, shape ``(N,)``.
+        present: which samples have a view, bool, shape ``(N,)``, by view name; a view without an entry is there for
+            all samples. The rows of samples that lack a view are zeros.
+        rates: sampling rate of signal views in Hz, by view name.
 
     Raises:
-        UserError: rows are not aligned, a value is not finite, or a label is outside the classes.
+        UserError: rows are not aligned, a value is not finite, a label is outside the classes, a sample has no view at
+            all, a row of a missing view is not zero, or a rate is not that of a signal.
     """
 
     name: str
@@ -35,6 +42,8 @@ class DataSet:
     classes: tuple[str, ...]
     official_test: Tensor | None = None
     groups: Tensor | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse data that no federation could be built from."""
@@ -56,9 +65,16 @@ class DataSet:
         """SHA-256 (hex) of everything in the data set, the same in every process that holds the same data."""
         columns = {"labels": self.labels, "official_test": self.official_test, "groups": self.groups}
         columns |= {f"view {name}": self.views[name] for name in sorted(self.views)}
+        columns |= {f"present {name}": self.present[name] for name in sorted(self.present)}
         tensors = {name: values for name, values in columns.items() if values is not None}
         # The header fixes where each tensor begins, so that no two different data sets hash the same bytes.
-        header = [self.name, self.classes, [(name, str(t.dtype), list(t.shape)) for name, t in tensors.items()]]
+        header: list[object] = [
+            self.name,
+            self.classes,
+            [(name, str(t.dtype), list(t.shape)) for name, t in tensors.items()],
+        ]
+        if self.rates:
+            header.append([(name, float(self.rates[name])) for name in sorted(self.rates)])
         digest = hashlib.sha256(json.dumps(header).encode())
         for values in tensors.values():
             digest.update(values.contiguous().numpy().data)
@@ -86,6 +102,13 @@ def _problems(data: DataSet) -> Iterator[str]:
     ):
         if column is not None and (column.shape != labels.shape or column.dtype != dtype):
             yield f"{name}: expected {dtype} of shape ({len(labels)},), found {_describe(column)}; give one per sample."
+    for name, there in data.present.items():
+        yield from _present_problems(name, there, data)
+    lonely = _without_any_view(data)
+    if lonely:
+        yield f"present: expected every sample in one view or more, found {lonely} in none; leave these samples out."
+    for name, rate in data.rates.items():
+        yield from _rate_problems(name, rate, data.views)
 
 
 def _view_problems(name: str, values: Tensor, rows: int) -> Iterator[str]:
@@ -96,6 +119,35 @@ def _view_problems(name: str, values: Tensor, rows: int) -> Iterator[str]:
     elif not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values.reshape(rows, -1)).all(dim=1)).sum())
         yield f"view {name!r}: expected finite numbers, found NaN or infinity in {bad} of {rows} rows; clean these."
+
+
+def _present_problems(name: str, there: Tensor, data: DataSet) -> Iterator[str]:
+    if name not in data.views:
+        yield f"present: expected names of views ({', '.join(data.views)}), found {name!r}; rename or remove it."
+    elif there.dtype != torch.bool or there.shape != data.labels.shape:
+        expected = f"expected torch.bool of shape ({len(data)},)"
+        yield f"present of view {name!r}: {expected}, found {_describe(there)}; give one per sample."
+    elif not there.any():
+        yield f"present of view {name!r}: expected a sample that has it, found none; leave the view out."
+    elif bad := int((data.views[name].reshape(len(data), -1).any(dim=1) & ~there).sum()):
+        yield f"view {name!r}: expected zeros where it is missing, found other numbers in {bad} rows; set them to zero."
+
+
+def _without_any_view(data: DataSet) -> int:
+    """Return how many samples have no view at all."""
+    everywhere = torch.ones(len(data), dtype=torch.bool)
+    there = torch.stack([data.present.get(name, everywhere) for name in data.views])
+    return int((~there.any(dim=0)).sum())
+
+
+def _rate_problems(name: str, rate: float, views: Mapping[str, Tensor]) -> Iterator[str]:
+    if name not in views:
+        yield f"rates: expected names of views ({', '.join(views)}), found {name!r}; rename or remove it."
+    elif views[name].ndim != _SIGNAL_RANK:
+        expected = "expected the rate of a signal (N, channels, length)"
+        yield f"rate of view {name!r}: {expected}, found a view of shape {tuple(views[name].shape)}; remove the rate."
+    elif not (math.isfinite(rate) and rate > 0):
+        yield f"rate of view {name!r}: expected a number of Hz above 0, found {rate}; correct it."
 
 
 def _describe(tensor: Tensor) -> str:

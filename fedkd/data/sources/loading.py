@@ -22,7 +22,9 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
             An ``.npz`` file holds ``labels`` ``(N,)``; every other numeric array of two or more dimensions is a view of
             ``N`` rows. ``uint8`` arrays ``(N, height, width)`` or ``(N, height, width, channels)`` are images and get
             scaled to [0, 1]; all others are taken as they are, images channels first. Optional: ``classes`` (names),
-            ``is_test`` (official test rows) and ``groups`` (natural owner of each sample).
+            ``is_test`` (official test rows) and ``groups`` (natural owner of each sample); ``<view>_present``, bool
+            ``(N,)``, tells which samples have that view (what stands in the other rows is taken as zeros), and
+            ``<view>_rate`` its sampling rate in Hz, if it is a signal.
 
             An image folder holds ``<class>/<file>``, or ``train/`` and ``test/`` with that inside; its images become
             the colour view ``image``.

@@ -13,6 +13,7 @@ from fedkd.errors import UserError
 
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, colour, colour + alpha
 _COLOURS = 3
+_PRESENT, _RATE = "_present", "_rate"  # endings of keys that say more about a view
 
 
 def read_npz(path: Path) -> DataSet:
@@ -27,6 +28,7 @@ def read_npz(path: Path) -> DataSet:
             raise UserError(
                 f"{path}: {key!r}: expected shape {tuple(labels.shape)} as the labels, found {column.shape}."
             )
+    present, rates = _pop_present(path, arrays, labels), _pop_rates(path, arrays)
     views = {name: array for name, array in arrays.items() if _is_view(array)}
     for name, array in views.items():
         if len(array) != len(labels):
@@ -34,6 +36,8 @@ def read_npz(path: Path) -> DataSet:
             raise UserError(f"{path}: {name!r}: {expected}, found {len(array)}; align it, or leave it out.")
     if not views:
         raise UserError(f"{path}: expected a view ({len(labels)}, ...), found {_keys(arrays)}; add one.")
+    for name, there in present.items():
+        views[name][~there.numpy()] = 0  # whatever stands there, such as NaN
     return DataSet(
         path.stem,
         {name: _as_view(f"{path}: {name!r}", array) for name, array in views.items()},
@@ -41,7 +45,39 @@ def read_npz(path: Path) -> DataSet:
         _default_classes(path, labels) if classes is None else tuple(map(str, classes.reshape(-1))),
         None if is_test is None else _as_flags(path, is_test),
         None if groups is None else _as_groups(groups),
+        present,
+        rates,
     )
+
+
+def _pop_present(path: Path, arrays: dict[str, Array], labels: Tensor) -> dict[str, Tensor]:
+    """Take out the ``<view>_present`` arrays; one without its view is an error, since it would vanish silently."""
+    present = {}
+    for key in [key for key in arrays if key.endswith(_PRESENT)]:
+        name, array = key.removesuffix(_PRESENT), arrays[key]
+        if name not in arrays or not _is_view(arrays[name]):
+            if _is_view(array):
+                continue  # a view with an unlucky name
+            raise UserError(f"{path}: {key!r}: expected a view {name!r} beside it, found none; add or rename one.")
+        if array.dtype != bool or array.shape != labels.shape:
+            expected, found = f"expected bool of shape {tuple(labels.shape)}", f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"{path}: {key!r}: {expected}, found {found}; convert it, or rename it if it is a view.")
+        present[name] = torch.from_numpy(arrays.pop(key))
+    return present
+
+
+def _pop_rates(path: Path, arrays: dict[str, Array]) -> dict[str, float]:
+    """Take out the ``<view>_rate`` arrays; one without its view is a note, such as ``heart_rate``."""
+    rates = {}
+    for key in [key for key in arrays if key.endswith(_RATE)]:
+        name, array = key.removesuffix(_RATE), arrays[key]
+        if name not in arrays or not _is_view(arrays[name]):
+            continue
+        if array.dtype.kind not in "iuf" or array.size != 1:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"{path}: {key!r}: expected one number in Hz, found {found}; correct or rename it.")
+        rates[name] = float(arrays.pop(key).item())
+    return rates
 
 
 def _as_labels(path: Path, labels: Array) -> Tensor:

@@ -45,6 +45,29 @@ def test_an_npz_file_with_everything(tmp_path: Path) -> None:
     assert data.groups.tolist() == [1, 0]
 
 
+def test_an_npz_file_says_which_samples_have_a_view_and_how_fast_signals_are_sampled(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "mine.npz",
+        labels=np.array([0, 1, 0]),
+        picture=np.full((3, 2, 2), 255, np.uint8),
+        picture_present=np.array([True, False, True]),
+        sound=np.array([[[1.0, 2.0]], [[3.0, 4.0]], [[np.nan, 9.0]]]),
+        sound_present=np.array([True, True, False]),
+        sound_rate=np.float32(8000),
+        heart_rate=np.array([[60.0], [61.0], [62.0]]),  # a view of its own
+        frame_rate=np.float64(25),  # a note
+    )
+    data = load(path)
+    assert set(data.views) == {"picture", "sound", "heart_rate"}
+    assert data.views["sound"].tolist() == [[[1, 2]], [[3, 4]], [[0, 0]]]
+    assert data.views["picture"].sum(dim=(1, 2, 3)).tolist() == [4, 0, 4]
+    assert {name: there.tolist() for name, there in data.present.items()} == {
+        "picture": [True, False, True],
+        "sound": [True, True, False],
+    }
+    assert data.rates == {"sound": 8000.0}
+
+
 def test_an_npz_file_with_the_least(tmp_path: Path) -> None:
     data = load(save(tmp_path / "least.npz", labels=np.array([2, 0, 1]), x=np.zeros((3, 1))))
     assert data.classes == ("0", "1", "2")
@@ -108,6 +131,14 @@ TWO = {"labels": np.array([0, 1]), "x": np.zeros((2, 1))}
         (TWO | {"x": np.zeros((2, 1), complex)}, "'x': expected real numbers, found complex128"),
         ({"labels": np.array([0, 2]), "x": np.zeros((2, 1))}, "expected every number from 0 to C-1, found 2 different"),
         ({"labels": np.array([0, 1]), "x": np.array([[1.0], [np.nan]])}, "view 'x': expected finite numbers"),
+        (TWO | {"x_present": np.array([1, 0])}, r"'x_present': expected bool of shape \(2,\), found int64 of shape"),
+        (TWO | {"x_present": np.array([[True], [True]])}, r"'x_present': .* found bool of shape \(2, 1\); convert"),
+        (TWO | {"y_present": np.array([True, True])}, "'y_present': expected a view 'y' beside it, found none; add"),
+        (TWO | {"x_present": np.array([True, False])}, "expected every sample in one view or more, found 1 in none"),
+        (TWO | {"x_rate": np.array([50, 50])}, r"'x_rate': expected one number in Hz, found int64 of shape \(2,\)"),
+        (TWO | {"x_rate": np.array("fast")}, "'x_rate': expected one number in Hz, found <U4"),
+        (TWO | {"x_rate": np.array(50)}, r"rate of view 'x': expected the rate of a signal .* found .* \(2, 1\)"),
+        (TWO | {"x": np.zeros((2, 1, 3)), "x_rate": np.array(-1)}, "rate of view 'x': expected .* above 0, found -1"),
         ({"labels": np.array([], np.int64), "x": np.zeros((0, 1))}, "expected at least one sample"),
     ],
 )  # fmt: skip
