@@ -1,0 +1,22 @@
+"""Files that cannot be read, told in one line."""
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from fedkd.errors import UserError
+
+DATA_VARIABLE = "FEDKD_DATA"  # environment variable: the folder that holds one subfolder per built-in data set
+READ_ERRORS = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+def unreadable(path: Path, expected: str, error: Exception) -> UserError:
+    """Build the error for a file or folder that is missing or damaged; the cause is kept to one line."""
+    cause = one_line(error)
+    return UserError(f"{path}: expected {expected}, found none that can be read ({cause}); check the path and content.")
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error without its line breaks; its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,20 @@
+"""Errors about files are one line long."""
+
+from pathlib import Path
+
+from fedkd.data.sources.files import one_line, unreadable
+
+
+def test_a_message_of_many_lines_becomes_one() -> None:
+    assert one_line(ValueError("bad\n  header\tfound\n")) == "bad header found"
+
+
+def test_an_error_without_a_message_is_told_by_its_type() -> None:
+    assert one_line(EOFError()) == "EOFError"
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_cause() -> None:
+    told = str(unreadable(Path("a/b.npz"), "an .npz file", OSError("no such\nfile")))
+    assert told == (
+        "a/b.npz: expected an .npz file, found none that can be read (no such file); check the path and content."
+    )
