@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from fedkd import Experiment, Result, simulate
+from fedkd import Experiment, Result, seeding, simulate
 from fedkd.config import parse
 from fedkd.data import federation
+from fedkd.data.samples import Samples
 
 LEARNING_RATE = 0.1
 ROUNDS = 2
@@ -87,10 +89,29 @@ def apart(one: nn.Module, other: nn.Module) -> float:
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
+def held_out(asked: Experiment, key: str, samples: Samples, share: float) -> tuple[Samples, Samples]:
+    """Return a client's samples to train on, and those that it holds out."""
+    order = torch.randperm(len(samples), generator=seeding.generator(asked.seed, "held out", key))
+    count = round(share * len(samples))
+    return samples.take(order[count:].sort().values), samples.take(order[:count].sort().values)
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature of the smallest negative log-likelihood, by SciPy's search over its logarithm."""
+    rows, truth = logits.numpy(), labels.numpy()
+
+    def loss(log_temperature: float) -> float:
+        scaled = rows / np.exp(log_temperature)
+        return float((np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(truth)), truth]).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-10})
+    return float(np.exp(found.x))
+
+
 @pytest.fixture(scope="session")
 def lab() -> SimpleNamespace:
     """Return the tools."""
-    tools = (experiment, start, descend, outputs, average, apart)
+    tools = (experiment, start, descend, outputs, average, apart, held_out, temperature)
     return SimpleNamespace(rounds=ROUNDS, epochs=EPOCHS, **{tool.__name__: tool for tool in tools})
 
 
