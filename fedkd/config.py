@@ -96,6 +96,15 @@ class TrainSettings(Section):
         return self.dtype == "bf16-mixed"
 
 
+class CommunicationSettings(Section):
+    """How what travels is coded."""
+
+    up: tuple[str, ...] = Field(
+        (), strict=False, description='codecs of what clients send, in their order, such as ["top-k:3", "float16"]'
+    )
+    down: tuple[str, ...] = Field((), strict=False, description="codecs of what clients receive, in their order")
+
+
 class EngineSettings(Section):
     """Where the work is done; of these only ``plan`` and ``threads`` can change a bit of the result."""
 
@@ -128,6 +137,7 @@ class Experiment(Section):
     data: DataSettings = DataSettings()
     federation: FederationSettings = FederationSettings()
     train: TrainSettings = TrainSettings()
+    communication: CommunicationSettings = CommunicationSettings()
     engine: EngineSettings = EngineSettings()
     strategies: dict[str, dict[str, Any]] = Field({}, description="settings of strategies, by strategy name")
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import metrics
 from fedkd.app.wire import EXTRA, Header, header_of, knowledge_of, to_tensors
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
+from fedkd.knowledge.codecs import Codec
 from fedkd.strategy.base import Payload, payload_type
 
 SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
@@ -32,6 +33,7 @@ class Expectation:
         kind: type of the payload, or the parts of a bundle by name; None if nothing travels.
         contract: shapes, classes, public subset.
         dtype: the experiment's floating-point type; a wider one would change the type of every result.
+        codecs: what the payload is coded with.
     """
 
     client: str
@@ -40,6 +42,7 @@ class Expectation:
     kind: Payload | None
     contract: Contract
     dtype: torch.dtype
+    codecs: Sequence[Codec] = ()
 
 
 def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | None, str]:
@@ -56,7 +59,7 @@ def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | Non
         state = header.get("state")
         if not (isinstance(state, str) and re.fullmatch("[0-9a-f]{64}", state)):
             raise KnowledgeError(f"state: expected a SHA-256, found {state!r:.80}")
-        knowledge = knowledge_of(message.content)
+        knowledge = knowledge_of(message.content, expected.codecs)
         if knowledge is not None:
             _check_parts(knowledge, expected.kind)
             knowledge.check(expected.contract)
