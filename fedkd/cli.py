@@ -48,6 +48,7 @@ class Listed(StrEnum):
     strategies = "strategies"
     models = "models"
     data = "data"
+    codecs = "codecs"
     settings = "settings"
 
 

@@ -117,6 +117,15 @@ class TrainSettings(Section):
         return self.dtype == "bf16-mixed"
 
 
+class CommunicationSettings(Section):
+    """How what travels is coded."""
+
+    up: tuple[str, ...] = Field(
+        (), strict=False, description='codecs of what clients send, in their order, such as ["top-k:3", "float16"]'
+    )
+    down: tuple[str, ...] = Field((), strict=False, description="codecs of what clients receive, in their order")
+
+
 class EngineSettings(Section):
     """Where the work is done; of these only ``plan`` and ``threads`` can change a bit of the result."""
 
@@ -149,6 +158,7 @@ class Experiment(Section):
     data: DataSettings = DataSettings()
     federation: FederationSettings = FederationSettings()
     train: TrainSettings = TrainSettings()
+    communication: CommunicationSettings = CommunicationSettings()
     engine: EngineSettings = EngineSettings()
     alone: bool = Field(
         False, description="also train every client alone, for as many gradient steps, and print each view's gain"

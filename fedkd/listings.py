@@ -15,6 +15,7 @@ COLUMNS = {
     "strategies": ("name", "up", "down", "needs", "traffic", "paper"),
     "models": ("name", "description"),
     "data": ("name", "description"),
+    "codecs": ("example", "payloads", "description"),
     "settings": ("key", "default", "meaning"),
 }
 Row = dict[str, Any]
@@ -24,7 +25,7 @@ def listing(what: str) -> list[Row]:
     """Return what can be named.
 
     Args:
-        what: ``strategies``, ``models``, ``data`` or ``settings``.
+        what: ``strategies``, ``models``, ``data``, ``codecs`` or ``settings``.
     """
     if what == "strategies":
         from fedkd.strategy.registry import names as strategy_names
@@ -32,6 +33,18 @@ def listing(what: str) -> list[Row]:
         return [_strategy(name) for name in strategy_names()]
     if what == "settings":
         return [*_settings("", Experiment), *_strategy_settings()]
+    if what == "codecs":
+        from fedkd.knowledge.codecs import CODECS, payloads_suited
+
+        return [
+            {
+                "name": name,
+                "example": entry.example,
+                "payloads": payloads_suited(name),
+                "description": entry.description,
+            }
+            for name, entry in CODECS.items()
+        ]
     if what == "models":
         from fedkd.models import names as described
     else:

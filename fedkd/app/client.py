@@ -17,6 +17,7 @@ from fedkd.app.wire import EXTRA, Header, header_of, knowledge_of, number, pack,
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.flower_internals import ensure_task_identity
+from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.base import ClientCard
 from fedkd.learner.client import Client
 from fedkd.learner.executor import lockstep, one_by_one
@@ -68,6 +69,8 @@ class ClientSide:
         self.experiment = experiment
         self.federation = build(experiment)
         self.strategy = create(experiment)
+        self.up = codecs_named(experiment.communication.up, "communication.up")
+        self.down = codecs_named(experiment.communication.down, "communication.down")
         self.executor = lockstep if experiment.engine.plan == "cohorts" else one_by_one
 
     def handle(self, tasks: Sequence[ClientTask]) -> list[Outcome]:
@@ -87,7 +90,7 @@ class ClientSide:
         seeding.seed_everything(client.seed)
         if task.state is None:
             self.strategy.client_setup(client)
-        knowledge = self.strategy.client_round(client, knowledge_of(task.message.content))
+        knowledge = self.strategy.client_round(client, knowledge_of(task.message.content, self.down))
         if knowledge is not None or not self.strategy.card.up_is_optional:
             expect_payload("client_round", knowledge, self.strategy.card.up)
         expect_tensors("client.state", client.state)
@@ -99,7 +102,7 @@ class ClientSide:
             "steps": client.steps,
             "state": digest(state),
         }
-        return Outcome(_reply(task, pack(reply, knowledge)), state)
+        return Outcome(_reply(task, pack(reply, knowledge, codecs=self.up)), state)
 
     def _evaluate(self, task: ClientTask, ask: Ask) -> Outcome:
         header = header_of(task.message.content)

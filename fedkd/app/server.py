@@ -22,12 +22,13 @@ from fedkd.app.history import ClientRecord, Metrics, RoundRecord
 from fedkd.app.roster import Participant, read_roster
 from fedkd.app.state import digest, flatten
 from fedkd.app.validation import Claim, Expectation, read_evaluation, read_reply
-from fedkd.app.wire import Packed, pack
+from fedkd.app.wire import Packed, pack, payload_bytes
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Contract, Knowledge, KnowledgeError
+from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
@@ -56,6 +57,8 @@ class ServerSide:
         self.federation = build(experiment)
         self.strategy = create(experiment)
         check_fits(self.strategy, experiment, self.federation)
+        self._up = codecs_named(experiment.communication.up, "communication.up")
+        self._down = codecs_named(experiment.communication.down, "communication.down")
         self.roster: dict[str, Participant] = {}
         self.server = Server({}, {}, 0, self._seed(0), experiment.train, answer, {}, self.federation)
         self.digest = ""
@@ -63,6 +66,7 @@ class ServerSide:
         self.versions: dict[str, int] = {}
         self._state_digests: dict[str, str] = {}
         self._sent: dict[str, int] = {}
+        self._received: dict[str, int] = {}
 
     # -- hello ----------------------------------------------------------------------------------------------------
 
@@ -106,11 +110,9 @@ class ServerSide:
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
                 if download is not None:
                     expect_payload("download", download, self.strategy.card.down)
-            if download is not None:
-                kind = type(download).__name__
-                self._sent[kind] = self._sent.get(kind, 0) + download.num_bytes
             header = {"round": round_, "client": key, "version": self.versions.get(key, 0)}
             messages.append(self._message(self.roster[key].node_id, TRAIN, header, download, packed))
+            _count(self._sent, download, messages[-1])
         return messages
 
     def take_replies(self, messages: Iterable[Message], replies: Iterable[Message]) -> RoundRecord:
@@ -128,10 +130,6 @@ class ServerSide:
             for key, claim in sorted(accepted.items())
             if claim.knowledge is not None
         ]
-        received: dict[str, int] = {}
-        for reply in usable:
-            kind = type(reply.knowledge).__name__
-            received[kind] = received.get(kind, 0) + reply.knowledge.num_bytes
         with self._server_half("round"):
             self._common = self.strategy.server_round(self.server, usable)
             expect_knowledge("server_round", self._common)
@@ -139,11 +137,13 @@ class ServerSide:
         self._expect_finite()
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
-        return RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
+        received, sent = dict(self._received), dict(self._sent)
+        return RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest)
 
     def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
         accepted: dict[str, Claim] = {}
         failed = dict.fromkeys(asked.values(), "no reply in time")
+        self._received = {}
         for message in replies:
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in accepted:
@@ -159,6 +159,7 @@ class ServerSide:
                     "round %d: %s does not count in this round: %s", self.server.round, key, str(error).splitlines()[-1]
                 )
                 continue
+            _count(self._received, accepted[key].knowledge, message)
             self.versions[key] = self.server.round
             self._state_digests[key] = accepted[key].state
             del failed[key]
@@ -174,13 +175,14 @@ class ServerSide:
             weights=layout(self.server.models[student].spec, self.federation.like.dtype) if student else {},
         )
         return Expectation(
-            key,
-            self.server.round,
-            card.num_samples,
-            self.strategy.card.up,
-            contract,
-            self.federation.like.dtype,
-            self.strategy.card.up_is_optional,
+            client=key,
+            round=self.server.round,
+            num_samples=card.num_samples,
+            kind=self.strategy.card.up,
+            contract=contract,
+            dtype=self.federation.like.dtype,
+            optional=self.strategy.card.up_is_optional,
+            codecs=self._up,
         )
 
     # -- evaluate -------------------------------------------------------------------------------------------------
@@ -327,8 +329,19 @@ class ServerSide:
         knowledge: Knowledge | None = None,
         packed: Packed | None = None,
     ) -> Message:
-        records = pack(header, knowledge, packed)
+        try:
+            records = pack(header, knowledge, packed, self._down)
+        except KnowledgeError as error:
+            what = f"round {self.server.round}: what the clients are to receive cannot be coded: {error}"
+            raise RunError(f"{what}; change communication.down.") from error
         return Message(records, dst_node_id=node_id, message_type=message_type, group_id=str(self.server.round))
+
+
+def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message) -> None:
+    """Add the bytes of a message's payload to those of its kind."""
+    if knowledge is not None:
+        kind = type(knowledge).__name__
+        total[kind] = total.get(kind, 0) + payload_bytes(message.content)
 
 
 def _all_failed(round_: int, failed: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import metrics
 from fedkd.app.wire import EXTRA, Header, header_of, knowledge_of, to_tensors
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
+from fedkd.knowledge.codecs import Codec
 from fedkd.strategy.base import Payload, payload_type
 
 SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
@@ -31,9 +32,10 @@ class Expectation:
         round: number of the round.
         num_samples: what the client said of its shard before round one.
         kind: type of the payload, or the parts of a bundle by name; None if nothing travels.
-        optional: whether it may send nothing instead.
         contract: shapes, classes, public subset.
         dtype: the experiment's floating-point type; a wider one would change the type of every result.
+        optional: whether it may send nothing instead.
+        codecs: what the payload is coded with.
     """
 
     client: str
@@ -43,6 +45,7 @@ class Expectation:
     contract: Contract
     dtype: torch.dtype
     optional: bool = False
+    codecs: Sequence[Codec] = ()
 
 
 class Claim(NamedTuple):
@@ -77,7 +80,7 @@ def read_reply(message: Message, expected: Expectation) -> Claim:
         steps = header.get("steps")
         if type(steps) is not int or steps < 0:
             raise KnowledgeError(f"steps: expected a whole number from 0 on, found {steps!r:.80}")
-        knowledge = knowledge_of(message.content)
+        knowledge = knowledge_of(message.content, expected.codecs)
         if knowledge is not None:
             _check_parts(knowledge, expected.kind)
             knowledge.check(expected.contract)

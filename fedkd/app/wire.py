@@ -5,7 +5,7 @@ tensors of a payload are one array, whose bytes are a safetensors file: it knows
 what it claims, and a message of many tensors costs no more than one of few. Between our own grids no bytes are made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, final
 
@@ -15,11 +15,15 @@ from torch import Tensor
 
 from fedkd.app.state import expect_storable, from_bytes, to_bytes
 from fedkd.flower_internals import with_content
-from fedkd.knowledge import Knowledge, KnowledgeError, kind
+from fedkd.knowledge import Knowledge, KnowledgeError
+from fedkd.knowledge.codecs import Codec, decode_knowledge, encode_knowledge
 
 HEADER, PAYLOAD, EXTRA = "header", "payload", "extra"
 TENSORS: Final = "tensors"
 FORMAT: Final = "safetensors"
+
+_LENGTH = 8
+"""Bytes that say how long the header of a safetensors file is."""
 
 Header = dict[str, str | int | float | bool | list[int]]
 
@@ -28,13 +32,22 @@ Packed = dict[tuple[tuple[str, int], ...], tuple[dict[str, Tensor], ArrayRecord]
 """Payloads that have been packed, by the identities of their tensors, which they keep alive."""
 
 
-def pack(header: Mapping[str, Any], knowledge: Knowledge | None = None, packed: Packed | None = None) -> RecordDict:
+def pack(
+    header: Mapping[str, Any],
+    knowledge: Knowledge | None = None,
+    packed: Packed | None = None,
+    codecs: Sequence[Codec] = (),
+) -> RecordDict:
     """Return the records of one message.
 
     Args:
         header: plain values; the payload's kind is added.
         knowledge: what travels; None for nothing.
         packed: payloads that other messages carry too: what many receive is packed once.
+        codecs: what the payload is coded with.
+
+    Raises:
+        KnowledgeError: the payload cannot be coded.
     """
     if knowledge is None:
         return RecordDict({HEADER: ConfigRecord({**header, "kind": ""})})
@@ -43,7 +56,7 @@ def pack(header: Mapping[str, Any], knowledge: Knowledge | None = None, packed: 
     identity = tuple((name, id(tensor)) for name, tensor in tensors.items())
     packed = {} if packed is None else packed
     if identity not in packed:
-        packed[identity] = tensors, to_arrays(tensors)
+        packed[identity] = tensors, to_arrays(encode_knowledge(codecs, knowledge) if codecs else tensors)
     return RecordDict({HEADER: config, PAYLOAD: packed[identity][1]})
 
 
@@ -71,8 +84,12 @@ def number(header: Header, name: str) -> int:
     return value
 
 
-def knowledge_of(records: RecordDict) -> Knowledge | None:
+def knowledge_of(records: RecordDict, codecs: Sequence[Codec] = ()) -> Knowledge | None:
     """Return a message's payload, not yet held against any contract; None if nothing travels.
+
+    Args:
+        records: of the message.
+        codecs: what the payload was coded with.
 
     Raises:
         KnowledgeError: the payload cannot be read.
@@ -83,7 +100,18 @@ def knowledge_of(records: RecordDict) -> Knowledge | None:
     record = records.get(PAYLOAD)
     if not isinstance(record, ArrayRecord):
         raise KnowledgeError(f"message: expected a record named {PAYLOAD!r} for a payload of kind {name!r}, found none")
-    return kind(str(name)).from_tensors(to_tensors(record))
+    return decode_knowledge(codecs, str(name), to_tensors(record))
+
+
+def payload_bytes(records: RecordDict) -> int:
+    """Return the bytes of all tensors of a message's payload as they travel, coded if they are, without the framing."""
+    record = records.get(PAYLOAD)
+    array = record.get(TENSORS) if isinstance(record, ArrayRecord) else None
+    if array is None:
+        return 0
+    if isinstance(array, TensorArray):
+        return sum(tensor.nbytes for tensor in array.tensors.values())
+    return len(array.data) - _LENGTH - int.from_bytes(array.data[:_LENGTH], "little")
 
 
 @final

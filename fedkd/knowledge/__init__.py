@@ -5,10 +5,11 @@ sent, stored and counted; ``check`` holds a payload that came from elsewhere aga
 """
 
 from fedkd.knowledge._checks import KnowledgeError
-from fedkd.knowledge.base import KINDS, Contract, Knowledge, Layout, kind
+from fedkd.knowledge.base import KINDS, Contract, Knowledge, Layout, Meaning, kind
 from fedkd.knowledge.bundle import Bundle
 from fedkd.knowledge.features import Features, Prototypes
 from fedkd.knowledge.predictions import ClassLogits, SoftLabels
+from fedkd.knowledge.statistics import Statistics
 from fedkd.knowledge.weights import Generator, Weights
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "Knowledge",
     "KnowledgeError",
     "Layout",
+    "Meaning",
     "Prototypes",
     "SoftLabels",
+    "Statistics",
     "Weights",
     "kind",
 ]

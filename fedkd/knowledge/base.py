@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from fedkd.knowledge._checks import KnowledgeError, expect_names
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+Meaning = Literal["logits", "probabilities", "rows", "weights"]
+"""What the floating-point numbers of a payload are: rows of logits, distributions, features, or anything else."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,13 @@ KINDS: dict[str, type["Knowledge"]] = {}
 
 
 class Knowledge(ABC):
-    """One payload; a strategy may define its own in its module, by deriving a frozen dataclass from this."""
+    """One payload; a strategy may define its own in its module, by deriving a frozen dataclass from this.
+
+    Attributes:
+        meaning: what its floating-point numbers are; codecs go by it.
+    """
+
+    meaning: ClassVar[Meaning] = "weights"
 
     def __init_subclass__(cls, **arguments: Any) -> None:  # noqa: ANN401
         """Make the type known under its name."""

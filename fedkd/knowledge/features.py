@@ -1,13 +1,13 @@
 """Features: per class, and of identified samples."""
 
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 from torch import Tensor
 
 from fedkd.knowledge._checks import KnowledgeError, expect_float, expect_integer
 from fedkd.knowledge._class_means import class_means
-from fedkd.knowledge.base import Contract, _Fields
+from fedkd.knowledge.base import Contract, Meaning, _Fields
 
 
 @final
@@ -19,6 +19,8 @@ class Prototypes(_Fields):
         means: shape ``(C, d)``; zero where a class is absent.
         counts: number of samples behind each mean, int64, shape ``(C,)``.
     """
+
+    meaning: ClassVar[Meaning] = "rows"
 
     means: Tensor
     counts: Tensor
@@ -50,6 +52,8 @@ class Features(_Fields):
         ids: sample ids, int64, shape ``(N,)``.
         features: shape ``(N, d)``.
     """
+
+    meaning: ClassVar[Meaning] = "rows"
 
     ids: Tensor
     features: Tensor

@@ -1,14 +1,14 @@
 """Predictions: of identified samples, and per class."""
 
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from fedkd.knowledge._checks import KnowledgeError, expect_bool, expect_float, expect_integer
 from fedkd.knowledge._class_means import class_means
-from fedkd.knowledge.base import Contract, _Fields
+from fedkd.knowledge.base import Contract, Meaning, _Fields
 
 _SUM_TOLERANCE = 1e-4
 
@@ -22,6 +22,8 @@ class SoftLabels(_Fields):
         ids: sample ids, int64, shape ``(N,)``.
         logits: unnormalised log-probabilities, shape ``(N, C)``.
     """
+
+    meaning: ClassVar[Meaning] = "logits"
 
     ids: Tensor
     logits: Tensor
@@ -48,6 +50,8 @@ class ClassLogits(_Fields):
         probabilities: mean softmax output of the samples of each class, shape ``(C, C)``; zero where absent.
         present: whether the class is there at all, bool, shape ``(C,)``.
     """
+
+    meaning: ClassVar[Meaning] = "probabilities"
 
     probabilities: Tensor
     present: Tensor

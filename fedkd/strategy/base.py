@@ -13,6 +13,7 @@ from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.errors import UserError
 from fedkd.knowledge import Bundle, Knowledge, Weights
+from fedkd.knowledge.codecs import codecs_named, expect_suited
 from fedkd.learner.base import ClientCard, OnView
 from fedkd.learner.client import Client
 from fedkd.learner.server import Reply, Server
@@ -249,6 +250,7 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
         UserError: says what the strategy needs and which key to change.
     """
     card = strategy.card
+    _check_codecs(strategy, experiment)
     cohorts = {(holding.architecture, holding.view) for holding in federation.holdings.values()}
     needs = f"strategy {experiment.strategy!r} needs"
     if card.needs_public_set and not len(federation.splits.public):
@@ -260,3 +262,13 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
         raise UserError(f"federation.architectures: {needs} one architecture and one view for all clients, {found}.")
     if card.simulation_only and experiment.engine.name != "local":
         raise UserError(f"engine.name: {needs} our own engine, found {experiment.engine.name!r}; set it to 'local'.")
+
+
+def _check_codecs(strategy: Strategy, experiment: Experiment) -> None:
+    card, settings = strategy.card, experiment.communication
+    for where, texts, payload in (("up", settings.up, card.up), ("down", settings.down, card.down)):
+        key = f"communication.{where}"
+        codecs = codecs_named(texts, key)
+        if payload is not None:  # where nothing travels, nothing is coded
+            kinds = payload.values() if isinstance(payload, Mapping) else [payload]
+            expect_suited(codecs, kinds, key, f"strategy {experiment.strategy!r}")

@@ -14,6 +14,7 @@ from fedkd.knowledge import (
     Knowledge,
     Prototypes,
     SoftLabels,
+    Statistics,
     Weights,
 )
 
@@ -48,6 +49,7 @@ GOOD: dict[str, tuple[Knowledge, int]] = {
     "Features": (Features(torch.tensor([1, 0]), torch.zeros(2, 5, dtype=torch.float64)), 2 * 8 + 2 * 5 * 8),
     "Weights": (weights(), 4 * 4 + 8),
     "Generator": (Generator({"a/b:c": torch.zeros(6).half(), "n": torch.tensor(3)}), 6 * 2 + 8),
+    "Statistics": (Statistics({"bn.mean": torch.zeros(3), "bn.variance": torch.ones(3)}), 3 * 4 + 3 * 4),
     "Bundle": (
         Bundle({
             "first": weights(),

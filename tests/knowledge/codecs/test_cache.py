@@ -1,0 +1,156 @@
+"""The synchronised cache: both sides alike by every bit, whoever misses which rounds, and the bytes by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd.knowledge import KnowledgeError
+from fedkd.knowledge.codecs import Cache, Signal, catch_up, caught_up, missing, num_bytes, publish, receive
+
+C, D = 4, 3
+
+
+def assert_equal(found: Cache, expected: Cache) -> None:
+    for name in ("ids", "rounds", "kept", "rows"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs), name
+
+
+def signals_of(tensors: dict[str, Tensor]) -> list[int]:
+    packed = tensors["signals"].numpy()
+    bits = np.unpackbits(packed, bitorder="little")[: 2 * len(tensors["ids"])].reshape(-1, 2)
+    return [int(low + 2 * high) for low, high in bits]
+
+
+def test_a_life_of_one_entry_by_hand() -> None:
+    """Kept in round 1 for three rounds: there in 2 and 3; asked for in 5 it has expired, and in 6 it is kept again."""
+    cache, ids, expected = Cache.empty(C), torch.tensor([7]), {1: 2, 2: 1, 3: 1, 5: 3, 6: 2, 7: 1}
+    for round_, signal in expected.items():
+        wanted = missing(cache, ids, round_, D)
+        assert wanted.tolist() == ([] if signal == 1 else [7])
+        cache, tensors = publish(cache, ids, torch.full((len(wanted), C), float(round_)), round_, D)
+        assert signals_of(tensors) == [signal]
+        assert cache.kept.tolist() == [signal != 3]
+        assert cache.rounds.tolist() == [{1: 1, 2: 1, 3: 1, 5: 5, 6: 6, 7: 6}[round_]]
+
+
+def test_both_sides_stay_alike_whoever_takes_part() -> None:
+    """Sixty rounds, five clients that miss half of them, against a dictionary that plays the same rules by itself."""
+    source = np.random.default_rng(0)
+    server, clients, last = Cache.empty(C), [Cache.empty(C) for _ in range(5)], [0] * 5
+    plain: dict[int, tuple[int, np.ndarray]] = {}  # type: ignore[type-arg]
+    seen: set[int] = set()
+    for round_ in range(1, 61):
+        ids = source.permutation(40)[:12]
+        lacking = [i for i in ids if i not in plain or round_ - plain[i][0] >= D]
+        asked = missing(server, torch.tensor(ids), round_, D)
+        assert asked.tolist() == lacking
+        fresh = source.normal(size=(len(lacking), C)).astype(np.float32)
+        keep = source.random(len(lacking)) < 0.8
+        truth, before = {}, server
+        for i, row, stays in zip(lacking, fresh, keep, strict=True):
+            truth[i] = row
+            if i in plain:
+                del plain[i]
+            elif stays:
+                plain[i] = (round_, row)
+        expected = np.stack([truth[i] if i in truth else plain[i][1] for i in ids])
+        server, tensors = publish(server, torch.tensor(ids), torch.from_numpy(fresh), round_, D, torch.from_numpy(keep))
+        seen |= set(signals_of(tensors))
+        assert server.ids[server.kept].tolist() == sorted(plain)
+        for n in range(5):
+            if source.random() < 0.5:
+                mine = caught_up(clients[n], catch_up(before, last[n]))
+                assert_equal(mine, before)
+                clients[n], found = receive(mine, tensors, round_)
+                np.testing.assert_array_equal(found, expected)
+                assert_equal(clients[n], server)
+                last[n] = round_
+    assert seen == {0, 1, 2, 3}
+
+
+def test_who_missed_nothing_is_sent_nothing_to_catch_up() -> None:
+    cache, _ = publish(Cache.empty(C), torch.tensor([3, 1]), torch.ones(2, C), 1, D)
+    assert num_bytes(catch_up(cache, since=1)) == 0
+    assert num_bytes(catch_up(cache, since=0)) == 2 * 8 + 2 * 4 + 1 + 2 * C * 4
+
+
+def test_bytes_by_hand() -> None:
+    cache, first = publish(Cache.empty(C), torch.arange(10), torch.ones(10, C), 1, D)
+    _, second = publish(cache, torch.arange(5, 15), torch.ones(5, C), 2, D)
+    assert num_bytes(first) == 10 * 8 + 3 + 10 * C * 4
+    assert num_bytes(second) == 10 * 8 + 3 + 5 * C * 4  # five of ten rows hit the cache
+
+
+def test_the_order_of_ids_does_not_show() -> None:
+    rows = torch.arange(12.0).reshape(3, C)
+    one, _ = publish(Cache.empty(C), torch.tensor([9, 2, 5]), rows, 1, D)
+    other, _ = publish(Cache.empty(C), torch.tensor([5, 9, 2]), rows[[2, 0, 1]], 1, D)
+    assert_equal(one, other)
+    assert one.ids.tolist() == [2, 5, 9]
+    assert one.rows[:, 0].tolist() == [4.0, 8.0, 0.0]
+
+
+def test_the_old_cache_is_not_changed() -> None:
+    old, _ = publish(Cache.empty(C), torch.tensor([1]), torch.ones(1, C), 1, D)
+    publish(old, torch.tensor([1, 2]), torch.zeros(2, C), 9, D)
+    assert (old.ids.tolist(), old.kept.tolist(), old.rows.sum().item()) == ([1], [True], C)
+
+
+def test_rows_that_nobody_asked_for_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected rows of shape \(2, 4\), one per missing id, found \(1, 4\)"):
+        publish(Cache.empty(C), torch.tensor([1, 2]), torch.ones(1, C), 1, D)
+
+
+def damaged(name: str, value: Tensor) -> tuple[Cache, dict[str, Tensor]]:
+    cache, _ = publish(Cache.empty(C), torch.arange(3), torch.ones(3, C), 1, D)
+    _, tensors = publish(cache, torch.arange(5), torch.ones(2, C), 2, D)
+    return cache, {**tensors, name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ids", torch.tensor([0, 1, 2, 3, 3]), "ids: expected different ones"),
+        ("ids", torch.arange(5.0), "ids: expected torch.int64"),
+        ("ids", torch.arange(4), "signals: expected"),
+        ("ids", torch.arange(3, 8), r"found others for ids \[3, 4, 5\]; catch up"),
+        ("signals", torch.zeros(2, dtype=torch.uint8), r"rows: .*\(5, 4\), found .*\(2, 4\)"),
+        ("signals", torch.zeros(3, dtype=torch.uint8), r"signals: expected uint8 of shape \(2,\)"),
+        ("rows", torch.ones(3, C), r"rows: .*\(2, 4\), found .*\(3, 4\)"),
+        ("rows", torch.full((2, C), torch.nan), "rows: expected finite"),
+        ("more", torch.ones(1), r"unexpected \['more'\]"),
+    ],
+)
+def test_damage_is_refused(name: str, value: Tensor, reason: str) -> None:
+    cache, tensors = damaged(name, value)
+    with pytest.raises(KnowledgeError, match=reason):
+        receive(cache, tensors, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ids", torch.tensor([1, 0, 2]), "ids: expected ascending"),
+        ("rounds", torch.zeros(3), "rounds: expected torch.int32"),
+        ("kept", torch.tensor([3], dtype=torch.uint8), r"rows: .*\(2, 4\), found .*\(3, 4\)"),
+        ("rows", torch.full((3, C), torch.inf), "rows: expected finite"),
+    ],
+)
+def test_a_damaged_catch_up_is_refused(name: str, value: Tensor, reason: str) -> None:
+    cache, _ = publish(Cache.empty(C), torch.arange(3), torch.ones(3, C), 1, D)
+    with pytest.raises(KnowledgeError, match=reason):
+        caught_up(Cache.empty(C), {**catch_up(cache, 0), name: value})
+
+
+def test_who_did_not_catch_up_is_told() -> None:
+    _, tensors = damaged("nothing", torch.ones(0))
+    del tensors["nothing"]
+    with pytest.raises(KnowledgeError, match=r"found others for ids \[0, 1, 2\]; catch up"):
+        receive(Cache.empty(C), tensors, 2)
+
+
+def test_two_bits_hold_every_signal() -> None:
+    assert sorted(Signal) == [0, 1, 2, 3]
