@@ -50,6 +50,7 @@ class Listed(StrEnum):
     data = "data"
     codecs = "codecs"
     settings = "settings"
+    losses = "losses"
 
 
 @app.callback(invoke_without_command=True)
@@ -144,9 +145,9 @@ def compare(
 def list_(
     what: Annotated[Listed, typer.Argument(show_default=False)],
     as_json: JSON = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print a table in Markdown")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
 ) -> None:
-    """List what an experiment can name: strategies, models, data sets, and all settings."""
+    """List what an experiment can name: strategies, models, data sets, all settings; and losses with their formulas."""
     from fedkd.listings import listing, to_markdown
     from fedkd.tables import listing_table
 

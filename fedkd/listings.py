@@ -1,4 +1,4 @@
-"""What an experiment can name, as plain rows: the source of ``fedkd list`` and of the tables in the documentation."""
+"""What there is to choose from, as plain rows: the source of ``fedkd list`` and of the tables in the documentation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -17,6 +17,7 @@ COLUMNS = {
     "data": ("name", "description"),
     "codecs": ("example", "payloads", "description"),
     "settings": ("key", "default", "meaning"),
+    "losses": ("family", "name", "formula"),
 }
 Row = dict[str, Any]
 
@@ -25,7 +26,7 @@ def listing(what: str) -> list[Row]:
     """Return what can be named.
 
     Args:
-        what: ``strategies``, ``models``, ``data``, ``codecs`` or ``settings``.
+        what: ``strategies``, ``models``, ``data``, ``codecs``, ``settings`` or ``losses``.
     """
     if what == "strategies":
         from fedkd.strategy.registry import names as strategy_names
@@ -45,6 +46,10 @@ def listing(what: str) -> list[Row]:
             }
             for name, entry in CODECS.items()
         ]
+    if what == "losses":
+        from fedkd.formulas import formulas
+
+        return [*formulas()]
     if what == "models":
         from fedkd.models import names as described
     else:
@@ -59,7 +64,11 @@ def cells(what: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def to_markdown(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a listing as a Markdown table."""
+    """Return a listing as a Markdown table; that of the losses, whose cells are long, as sections."""
+    if what == "losses":
+        from fedkd.formulas import to_markdown as sections
+
+        return sections(rows)
     lines = [COLUMNS[what], ["---"] * len(COLUMNS[what]), *(cells(what, row) for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedkd.compare import Comparison
 from fedkd.listings import COLUMNS, cells
@@ -62,7 +63,7 @@ def listing_table(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a listing as a table."""
     table = Table(*COLUMNS[what])
     for row in rows:
-        table.add_row(*cells(what, row))
+        table.add_row(*(Text(cell.replace("`", "")) for cell in cells(what, row)))  # brackets are no markup
     return table
 
 

@@ -35,8 +35,10 @@ def test_a_strategy_that_cannot_be_imported_is_reported_in_its_row(tmp_path, mon
     assert len(cells("strategies", row)) == len(COLUMNS["strategies"])
 
 
-@pytest.mark.parametrize(("what", "file"), [("strategies", "README.md"), ("settings", "docs/experiment.md")])
-def test_the_documentation_holds_the_generated_table(what, file):
+@pytest.mark.parametrize(
+    ("what", "file"), [("strategies", "README.md"), ("settings", "docs/experiment.md"), ("losses", "docs/losses.md")]
+)
+def test_the_documentation_holds_what_is_generated(what, file):
     table = to_markdown(what, listing(what))
     assert table in (ROOT / file).read_text(encoding="utf-8"), (
         f"run `fedkd list {what} --markdown`, and put it into {file}"

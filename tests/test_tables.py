@@ -55,3 +55,8 @@ def test_a_listing_shows_every_row():
     text = _text(listing_table("strategies", listing("strategies")))
     assert "1910.03581" in text
     assert "fedproto" in text
+
+
+def test_brackets_in_a_listing_are_no_markup():
+    rows = [{"family": "f", "name": "n", "formula": "`sum [student > u]` of [bold]"}]
+    assert "sum [student > u] of [bold]" in _text(listing_table("losses", rows))

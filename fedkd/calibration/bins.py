@@ -90,7 +90,12 @@ def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed
         ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
             a setting is out of range.
 
+    Formula: for each bin ``b`` of the confidence ``max_c p``: its samples, ``sum conf`` and ``sum [argmax p = y]``.
+
     Source: Guo et al. 2017 (arXiv:1706.04599), section 2.
+
+    Elsewhere: Edges: torchmetrics has ``[low, high)`` and one more bin for exactly 1, the program of Guo et al.
+    ``(low, high]`` (``closed``).
     """
     _expect_binnable(probabilities, labels, bins, closed)
     confidence, predicted = _rows(probabilities).max(dim=1)
@@ -112,7 +117,12 @@ def expected_calibration_error(
         ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
             a setting is out of range.
 
+    Formula: ``sum_b n_b / N * |acc_b - conf_b|``.
+
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 3.
+
+    Elsewhere: torchmetrics computes in float32, and takes a table for logits if a number is outside [0, 1]. Edges as of
+    :func:`reliability`.
 
     Example:
         >>> expected_calibration_error(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
@@ -138,6 +148,8 @@ def maximum_calibration_error(
         ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
             a setting is out of range.
 
+    Formula: ``max_b |acc_b - conf_b|``.
+
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 5.
     """
     return reliability(probabilities, labels, bins=bins, closed=closed).maximum_error
@@ -160,6 +172,8 @@ def class_wise_calibration_error(
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
             a setting is out of range.
+
+    Formula: ``1 / C * sum_c sum_b n_bc / N * |freq_bc - mean_p_bc|``.
 
     Source: static calibration error, Nixon et al. 2019 (arXiv:1904.01685), eq. 5; class-wise ECE, Kull et al. 2019
     (arXiv:1910.12656).
@@ -189,6 +203,8 @@ def adaptive_calibration_error(
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
             a setting is out of range.
+
+    Formula: ``1 / (C R) * sum_c sum_r |freq_cr - mean_p_cr|`` over ``R`` ranges of equally many samples.
 
     Source: Nixon et al. 2019 (arXiv:1904.01685), eq. 6; for predictions Nguyen & O'Connor 2015 (arXiv:1508.05154).
     """

@@ -36,8 +36,12 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, low: float = 0.01, high: 
         ValueError: a shape or type does not fit, there is no sample or no such class, a logit is not finite, or the
             bounds are not finite with ``0 < low < high``.
 
-    Source: temperature scaling, Guo et al. 2017 (arXiv:1706.04599), section 4.2; the search is not theirs, whose
-    program stops too early.
+    Formula: ``argmin_T -1 / N * sum_n log softmax(logits / T)_y``.
+
+    Source: temperature scaling, Guo et al. 2017 (arXiv:1706.04599), section 4.2; the search is ours.
+
+    Elsewhere: The authors' program takes L-BFGS from 1.5 with a learning rate of 0.01 and no line search; it returned
+    3.6 where 8 was right.
     """
     expect_pairs("logits", logits, labels)
     if not 0 < low < high < math.inf:
@@ -82,6 +86,8 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, low: float = 0.01, high:
     Raises:
         ValueError: a shape or type does not fit, there is no client, no sample or no such class, a logit is not
             finite, or the bounds do not fit.
+
+    Formula: ``argmin_T -1 / N * sum_n log softmax(logits_k / T)_y`` for each ``k``.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2, for each client.
     """
@@ -130,6 +136,8 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, penalty: float = 1e-6)
         ValueError: a shape or type does not fit, there is no sample or no such class, a logit is not finite, or the
             penalty is not a finite number above 0.
 
+    Formula: ``argmin_(w, b) -1 / N * sum_n log softmax(w * logits + b)_y + penalty (|w - 1|^2 + |b|^2)``.
+
     Source: vector scaling, Guo et al. 2017 (arXiv:1706.04599), section 4.2; the penalty is ours.
     """
     expect_pairs("logits", logits, labels)
@@ -150,6 +158,8 @@ def fit_matrix_scaling(logits: Tensor, labels: Tensor, *, penalty: float = 1e-6)
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, a logit is not finite, or the
             penalty is not a finite number above 0.
+
+    Formula: ``argmin_(W, b) -1 / N * sum_n log softmax(W logits + b)_y + penalty (|W - I|^2 + |b|^2)``.
 
     Source: matrix scaling, Guo et al. 2017 (arXiv:1706.04599), section 4.2; a penalty as in Kull et al. 2019
     (arXiv:1910.12656), but on all entries alike.

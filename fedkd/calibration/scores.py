@@ -17,6 +17,8 @@ def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, or a row is not a distribution.
 
+    Formula: ``1 / N * sum_nc (p - [c = y])^2``.
+
     Source: Brier 1950, eq. 2.
     """
     expect_distributions(probabilities)
@@ -34,6 +36,8 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, or a logit is not finite.
 
+    Formula: ``-1 / N * sum_n log softmax(logits)_y``.
+
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 6.
     """
     expect_pairs("logits", logits, labels)
@@ -48,6 +52,8 @@ def entropy(probabilities: Tensor) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, there is no sample, or a row is not a distribution.
+
+    Formula: ``-1 / N * sum_nc p log p``.
 
     Source: Shannon 1948.
     """
@@ -67,6 +73,8 @@ def confidence_gap(probabilities: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape or type does not fit, there is no sample or no such class, or a row is not a distribution.
+
+    Formula: ``1 / N * sum_n (max_c p - [argmax p = y])``.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 2, over one bin and with its sign.
     """

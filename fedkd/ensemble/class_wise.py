@@ -24,6 +24,8 @@ def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tupl
     Raises:
         ValueError: a shape does not fit, a number that is looked at is not finite, or there is no such row.
 
+    Formula: ``sum_(k != own) m_k(c) [k holds c] / sum_(k != own) [k holds c]``.
+
     Source: FD, Jeong et al. 2018 (arXiv:1811.11479), algorithm 1.
     """
     _expect_class_wise("class_means", class_means, "present", present)
@@ -47,6 +49,8 @@ def weighted_class_means(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
 
     Raises:
         ValueError: a shape does not fit, a number that is looked at is not finite, or a count is negative.
+
+    Formula: ``sum_k n_k(c) m_k(c) / sum_k n_k(c)``.
 
     Source: prototype aggregation of FedProto, Tan et al. 2022 (arXiv:2105.00243), as a plain weighted mean.
     """

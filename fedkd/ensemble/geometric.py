@@ -38,8 +38,13 @@ def geometric_median(logits: Tensor, *, iterations: int = 100, tolerance: float 
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or a setting is out of range.
 
+    Formula: ``argmin_x sum_k |x - softmax(z_k)|_2``.
+
     Source: Weiszfeld 1937; Vardi & Zhang 2000 (PNAS 97), equation 2.6; as a rule for predictions Roux et al. 2025
-    (arXiv:2402.12265), whose program stops after 100 iterations, or where the sum changes by less than 1e-8 of itself.
+    (arXiv:2402.12265).
+
+    Elsewhere: The program of Roux et al. stops after 100 iterations, or where the sum changes by less than 1e-8 of
+    itself.
     """
     expect_logits(logits)
     if not isinstance(iterations, int) or iterations < 1:

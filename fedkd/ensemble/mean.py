@@ -33,8 +33,10 @@ def mean_logits(logits: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
 
-    Source: consensus of FedMD, Li & Wang 2019 (arXiv:1910.03581), algorithm 1; ``avg_logits`` of FedDF, Lin et al.
-    2020 (arXiv:2006.07242).
+    Formula: ``1 / K * sum_k z_k``.
+
+    Source: consensus of FedMD, Li & Wang 2019 (arXiv:1910.03581), algorithm 1; ``avg_logits`` of FedDF, Lin et al. 2020
+    (arXiv:2006.07242).
     """
     expect_logits(logits)
     teachers = logits.detach().reshape(len(logits), -1).unbind()
@@ -56,6 +58,8 @@ def mean_probabilities(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
+
+    Formula: ``1 / K * sum_k softmax(z_k)``.
 
     Source: simple aggregation (SA) in DS-FL, Itahara et al. 2021 (arXiv:2008.06180).
     """
@@ -82,7 +86,12 @@ def mean_standardised_logits(logits: Tensor, *, mode: Literal["paper", "code"] =
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or there is no such mode.
 
+    Formula: ``1 / K * sum_k (z_k - mean_c(z_k)) / std_c(z_k)``.
+
     Source: logit standardisation, Sun et al. 2024 (arXiv:2403.01427), as a rule of aggregation.
+
+    Elsewhere: The authors' code, for one teacher, divides by the deviation with ``1/(C - 1)``, plus 1e-7
+    (``mode="code"``).
     """
     expect_logits(logits)
     expect_choice("mode", mode, ("paper", "code"))
@@ -117,6 +126,8 @@ def era(logits: Tensor, *, temperature: float = 0.1) -> Tensor:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or the temperature is not a
             finite number above 0.
 
+    Formula: ``softmax(p / T)`` with ``p = 1 / K * sum_k softmax(z_k)``.
+
     Source: ERA in DS-FL, Itahara et al. 2021 (arXiv:2008.06180).
     """
     return reduce_entropy(_mean_probabilities(logits), temperature=temperature).to(logits.dtype)
@@ -138,6 +149,8 @@ def enhanced_era(logits: Tensor, *, exponent: float = 2.0) -> Tensor:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or the exponent is not a
             finite number above 0.
 
+    Formula: ``p^beta / sum_c p^beta`` with ``p = 1 / K * sum_k softmax(z_k)``.
+
     Source: Enhanced ERA in SCARLET, Azuma et al. 2026 (arXiv:2504.19602); 2 is the default of the authors' code.
     """
     return sharpen(_mean_probabilities(logits), exponent=exponent).to(logits.dtype)
@@ -156,6 +169,8 @@ def reduce_entropy(probabilities: Tensor, *, temperature: float = 0.1) -> Tensor
     Raises:
         ValueError: shape or type do not fit, a row is not a distribution, or the temperature is not a finite number
             above 0.
+
+    Formula: ``softmax(probabilities / T)``.
 
     Source: ERA in DS-FL, Itahara et al. 2021 (arXiv:2008.06180).
     """
@@ -178,6 +193,8 @@ def sharpen(probabilities: Tensor, *, exponent: float = 2.0) -> Tensor:
         ValueError: shape or type do not fit, a row is not a distribution, or the exponent is not a finite number
             above 0.
 
+    Formula: ``p^beta / sum_c p^beta``.
+
     Source: Enhanced ERA in SCARLET, Azuma et al. 2026 (arXiv:2504.19602).
     """
     expect_positive("exponent", exponent)
@@ -198,6 +215,8 @@ def vote(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
+
+    Formula: ``1 / K * sum_k [c = argmax z_k]``.
 
     Source: majority vote; the mean of one-hot uploads in CFD, Sattler et al. 2021 (arXiv:2012.00632).
     """

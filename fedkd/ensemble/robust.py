@@ -26,7 +26,7 @@ from fedkd.ensemble.geometric import geometric_median
 def coordinate_median(logits: Tensor) -> Tensor:
     """Take the median over the teachers of each probability; the result is probabilities.
 
-    Of an even number of teachers it is the mean of the middle two (the program of Roux et al. takes the nearer one).
+    Of an even number of teachers it is the mean of the middle two.
     Rows are divided by their sums afterwards; where all medians are zero, the row is uniform: there is no consensus.
     It breaks down when half of the teachers lie.
 
@@ -39,7 +39,11 @@ def coordinate_median(logits: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
 
+    Formula: ``median_k softmax(z_k)(c)``, rows divided by their sums.
+
     Source: coordinate-wise median, Yin et al. 2018 (arXiv:1803.01498), definition 1, on predictions.
+
+    Elsewhere: The program of Roux et al. takes the nearer of the middle two instead of their mean.
     """
     expect_logits(logits)
     return trimmed_mean(logits, trim=(len(logits) - 1) // 2)
@@ -60,6 +64,9 @@ def trimmed_mean(logits: Tensor, *, trim: int) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or nobody would be left.
+
+    Formula: ``1 / (K - 2 trim) * sum softmax(z_(k))(c)`` over the sorted ``k = trim + 1 .. K - trim``, rows divided by
+    their sums.
 
     Source: coordinate-wise trimmed mean, Yin et al. 2018 (arXiv:1803.01498), definition 2, on predictions.
     """
@@ -89,8 +96,14 @@ def cronus(logits: Tensor, *, liars: int | None = None, mode: Literal["paper", "
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, there can be no such number
             of liars, or there is no such mode.
 
+    Formula: twice: leave out the ``ceil(f/2)`` predictions with the largest ``|(p_k - mean_j p_j) v|``, ``v`` the first
+    eigenvector of the covariance; then the mean.
+
     Source: Cronus, Chang et al. 2019 (arXiv:1912.11279), after Diakonikolas et al. 2017 (arXiv:1703.00893); "code" is
     the program of Roux et al. 2025 (arXiv:2402.12265).
+
+    Elsewhere: The program of Roux et al. leaves out the second time by a quantile (``mode="code"``); they describe it
+    as leaving out ``f/2`` twice.
     """
     expect_logits(logits)
     teachers = len(logits)
@@ -126,8 +139,7 @@ def exp_guard(
 ) -> Guarded:
     """Average under weights that remember how far each teacher has been from a robust centre; gives probabilities.
 
-    ``s_k <- s_k + mean_x ||p_k(x) - centre(x)||_2`` and ``w_k ~ exp(-eta * s_k)``. The paper multiplies the weights
-    round by round; the sums of distances are the same memory, but cannot become zero. A teacher that stays away keeps
+    ``s_k <- s_k + mean_x ||p_k(x) - centre(x)||_2`` and ``w_k ~ exp(-eta * s_k)``. A teacher that stays away keeps
     its score, a new one starts from zero. It is weak against clients that are honest on most samples.
 
     Args:
@@ -144,7 +156,12 @@ def exp_guard(
         ValueError: shape or type do not fit, there is no teacher or no sample, a number is not finite, a score is
             negative, ``eta`` is negative, or the centre has another shape.
 
+    Formula: ``sum_k w_k p_k``, ``w_k ~ exp(-eta s_k)``, ``s_k <- s_k + mean_x |p_k(x) - centre(x)|_2``.
+
     Source: ExpGuard, Roux et al. 2025 (arXiv:2402.12265).
+
+    Elsewhere: The paper and its program multiply weights round by round, which may become zero; the sums of distances
+    are the same memory.
     """
     expect_logits(logits)
     if not logits.shape[1]:

@@ -38,6 +38,10 @@ class StreamedMean:
     Raises:
         ValueError: limit or capacity are not powers of two, or leave no bit for the fraction.
 
+    Formula: ``q sum_k w_k round(x_k / q) / sum_k w_k`` with the quantum ``q``.
+
+    Source: fixed-point sums as in secure aggregation, Bonawitz et al. 2017.
+
     Example:
         >>> stream = StreamedMean((1, 2), limit=1)
         >>> stream.add(torch.tensor([[0.25, 0.75]]))

@@ -39,6 +39,8 @@ def weighted_probabilities(logits: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, a number is not finite, or the weights of a sample cannot be weights.
 
+    Formula: ``sum_k w_k softmax(z_k) / sum_k w_k``.
+
     Source: weighted by numbers of samples as in FedAvg, McMahan et al. 2017 (arXiv:1602.05629), on predictions.
     """
     expect_logits(logits)
@@ -59,6 +61,8 @@ def weighted_logits(logits: Tensor, weights: Tensor) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, a number is not finite, or the weights of a sample cannot be weights.
+
+    Formula: ``sum_k w_k z_k / sum_k w_k``.
 
     Source: with a certainty score for each sample, the ensemble of FedAUX, Sattler et al. 2021 (arXiv:2102.02514).
     """
@@ -85,7 +89,11 @@ def entropy_weights(logits: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
 
+    Formula: ``w_k = (1 / H_k) / sum_j (1 / H_j)`` with ``H_k = -sum_c p_k log p_k``.
+
     Source: FedGEMS, Cheng et al. 2021 (arXiv:2110.11027), who apply it to the clients that are right.
+
+    Elsewhere: AIJack passes the weights through a softmax, with zeros for clients that are wrong: these still vote.
     """
     expect_logits(logits)
     order = own_order(logits)
@@ -107,6 +115,8 @@ def confidence_weights(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
+
+    Formula: ``w_k = max_c p_k / sum_j max_c p_j``.
 
     Source: confidence as in Hendrycks & Gimpel 2017 (arXiv:1610.02136), made to sum to 1.
     """
@@ -130,7 +140,11 @@ def variance_weights(logits: Tensor, *, of: Literal["logits", "probabilities"] =
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or there is no such choice.
 
+    Formula: ``w_k = Var_c(z_k) / sum_j Var_c(z_j)``.
+
     Source: the weighted consensus of Fed-ET, Cho et al. 2022 (arXiv:2204.12703).
+
+    Elsewhere: A public program of that name weighs clients by their accuracy on a batch of test samples: another rule.
     """
     expect_logits(logits)
     expect_choice("of", of, ("logits", "probabilities"))
@@ -157,6 +171,8 @@ def class_count_weights(counts: Tensor) -> Tensor:
     Raises:
         ValueError: the shape does not fit, or a count is negative or not finite.
 
+    Formula: ``w_k(c) = n_k(c) / sum_j n_j(c)``.
+
     Source: label weights of FedGen, Zhu et al. 2021 (arXiv:2105.10056), and of FedFTG, Zhang et al. 2022
     (arXiv:2203.09249).
     """
@@ -170,8 +186,7 @@ def class_count_weights(counts: Tensor) -> Tensor:
 def ebkd_weights(logits: Tensor) -> Tensor:
     """Weigh each prediction by the others' share of all entropy, ``w_k = (1 - H_k / sum_j H_j) / (K - 1)``.
 
-    The authors' program leaves out the ``K - 1``, so that its weights sum to that, and then divides by ``K``: a
-    factor that depends on the number of teachers. A lone teacher has weight 1, and where no prediction has any
+    A lone teacher has weight 1, and where no prediction has any
     entropy all count the same.
 
     Args:
@@ -183,8 +198,13 @@ def ebkd_weights(logits: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, there is no teacher, or a number is not finite.
 
-    Source: EBKD, Kwon et al. 2020 (adaptive knowledge distillation based on entropy), in the form that the program
-    of CA-MKD compares with (Zhang et al. 2022, arXiv:2201.00007).
+    Formula: ``w_k = (1 - H_k / sum_j H_j) / (K - 1)``.
+
+    Source: EBKD, Kwon et al. 2020 (adaptive knowledge distillation based on entropy), in the form that the program of
+    CA-MKD compares with (Zhang et al. 2022, arXiv:2201.00007).
+
+    Elsewhere: The program of CA-MKD leaves out the ``K - 1``, so that its weights sum to that, and then divides by
+    ``K``: a factor that depends on the number of teachers.
     """
     expect_logits(logits)
     order = own_order(logits)
@@ -196,8 +216,7 @@ def ebkd_weights(logits: Tensor) -> Tensor:
 def ca_mkd_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """Weigh each prediction by how well it fits the label, ``w_k = (1 - softmax_k(CE_k)) / (K - 1)``.
 
-    The weights sum to 1 as in the paper; the authors' program divides the weighted sum by ``K`` once more. A lone
-    teacher has weight 1, where the formula divides by zero.
+    The weights sum to 1 as in the paper. A lone teacher has weight 1, where the formula divides by zero.
 
     Args:
         logits: outputs of ``K`` teachers, shape ``(K, N, C)``.
@@ -209,7 +228,11 @@ def ca_mkd_weights(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: shape or type do not fit, there is no teacher or no such class, or a number is not finite.
 
+    Formula: ``w_k = (1 - softmax_k(CE_k)) / (K - 1)``.
+
     Source: CA-MKD, Zhang et al. 2022 (arXiv:2201.00007), section 2.
+
+    Elsewhere: The authors' program divides the weighted sum by ``K`` once more.
     """
     expect_logits(logits)
     expect_labels("labels", labels, *logits.shape[1:])
@@ -223,17 +246,32 @@ def ca_mkd_weights(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def by_entropy(logits: Tensor) -> Tensor:
-    """Average probabilities, weighted by inverse entropy (:func:`entropy_weights`); the result is probabilities."""
+    """Average probabilities, weighted by inverse entropy (:func:`entropy_weights`); the result is probabilities.
+
+    Formula: ``sum_k w_k softmax(z_k)``, ``w_k ~ 1 / H_k``.
+
+    Source: as of :func:`entropy_weights`.
+    """
     return weighted_probabilities(logits, entropy_weights(logits))
 
 
 def by_confidence(logits: Tensor) -> Tensor:
-    """Average probabilities, weighted by the largest of each row (:func:`confidence_weights`); gives probabilities."""
+    """Average probabilities, weighted by the largest of each row (:func:`confidence_weights`); gives probabilities.
+
+    Formula: ``sum_k w_k softmax(z_k)``, ``w_k ~ max_c softmax(z_k)``.
+
+    Source: as of :func:`confidence_weights`.
+    """
     return weighted_probabilities(logits, confidence_weights(logits))
 
 
 def by_variance(logits: Tensor, *, of: Literal["logits", "probabilities"] = "logits") -> Tensor:
-    """Average probabilities, weighted by variance as in Fed-ET (:func:`variance_weights`); gives probabilities."""
+    """Average probabilities, weighted by variance as in Fed-ET (:func:`variance_weights`); gives probabilities.
+
+    Formula: ``sum_k w_k softmax(z_k)``, ``w_k ~ Var_c(z_k)``.
+
+    Source: as of :func:`variance_weights`.
+    """
     return weighted_probabilities(logits, variance_weights(logits, of=of))
 
 
@@ -241,6 +279,10 @@ def ebkd(logits: Tensor) -> Tensor:
     """Average probabilities, weighted as in EBKD (:func:`ebkd_weights`); the result is probabilities.
 
     A student's cross-entropy with it is the weighted sum of its cross-entropies with the teachers.
+
+    Formula: ``sum_k w_k softmax(z_k)``, ``w_k = (1 - H_k / sum_j H_j) / (K - 1)``.
+
+    Source: as of :func:`ebkd_weights`.
     """
     return weighted_probabilities(logits, ebkd_weights(logits))
 
@@ -249,6 +291,10 @@ def ca_mkd(logits: Tensor, labels: Tensor) -> Tensor:
     """Average probabilities, weighted as in CA-MKD (:func:`ca_mkd_weights`); the result is probabilities.
 
     A student's cross-entropy with it is the weighted sum of its cross-entropies with the teachers.
+
+    Formula: ``sum_k w_k softmax(z_k)``, ``w_k = (1 - softmax_k(CE_k)) / (K - 1)``.
+
+    Source: as of :func:`ca_mkd_weights`.
     """
     return weighted_probabilities(logits, ca_mkd_weights(logits, labels))
 
@@ -267,6 +313,8 @@ def by_class_counts(logits: Tensor, counts: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape or type does not fit, or a number is not finite or a count is negative.
+
+    Formula: ``p(c) ~ sum_k n_k(c) softmax(z_k)(c) / sum_j n_j(c)``.
 
     Source: the weights of FedGen, Zhu et al. 2021 (arXiv:2105.10056), per output class instead of per label.
     """
@@ -290,6 +338,8 @@ def by_label_counts(logits: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape or type does not fit, there is no such class, or a number is not finite or negative.
+
+    Formula: ``sum_k n_k(y) z_k / sum_j n_j(y)``.
 
     Source: the server's loss of FedGen, Zhu et al. 2021 (arXiv:2105.10056), and of FedFTG, Zhang et al. 2022
     (arXiv:2203.09249).

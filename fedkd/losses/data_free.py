@@ -28,7 +28,11 @@ def one_hot(teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the shape does not fit, or a value is not finite.
 
+    Formula: ``-1 / N * sum_n log max_c softmax(teacher)_c``.
+
     Source: Chen et al. 2019 (DAFL, arXiv:1904.01186), one-hot loss.
+
+    Elsewhere: Official code and DataFree agree.
     """
     teacher = received("teacher", teacher)
     return -at(torch.log_softmax(teacher, dim=1), teacher.detach().argmax(dim=1)).mean()
@@ -39,7 +43,7 @@ def information_entropy(teacher: Tensor, *, variant: str = "paper") -> Tensor:
 
     Args:
         teacher: logits of the teacher for generated samples, shape ``(N, C)``.
-        variant: the base of the logarithm: ``"paper"`` is e, ``"code"`` is 10, as in the authors' code (0.43 of it).
+        variant: the base of the logarithm: ``"paper"`` is e, ``"code"`` is 10 (0.43 of it).
             The sum over classes is not divided by their number in either.
 
     Returns:
@@ -48,7 +52,11 @@ def information_entropy(teacher: Tensor, *, variant: str = "paper") -> Tensor:
     Raises:
         ValueError: the shape does not fit, a value is not finite, or the variant is none.
 
+    Formula: ``sum_c q_c log q_c`` with ``q = 1/N sum_n softmax(teacher_n)``.
+
     Source: Chen et al. 2019 (DAFL, arXiv:1904.01186), information entropy loss.
+
+    Elsewhere: The authors' code has the logarithm to base 10 (``variant="code"``), DataFree the natural one.
     """
     teacher = received("teacher", teacher)
     expect_choice("variant", variant, ("paper", "code"))
@@ -72,7 +80,11 @@ def activation(features: Tensor, *, variant: str = "code") -> Tensor:
     Raises:
         ValueError: the shape does not fit, a value is not finite, or the variant is none.
 
+    Formula: code: ``-mean |features|``; paper: ``-1 / N * sum_n |features_n|_1``.
+
     Source: Chen et al. 2019 (DAFL, arXiv:1904.01186), activation loss.
+
+    Elsewhere: Official code and DataFree have the mean.
     """
     expect_shape("features", features, "N", *"d" * max(1, features.ndim - 1))
     expect_numbers("features", features)
@@ -98,7 +110,12 @@ def batchnorm_statistics(features: Tensor, running_mean: Tensor, running_var: Te
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``|mean - running_mean|_2 + |var - running_var|_2``.
+
     Source: Yin et al. 2020 (DeepInversion, arXiv:1912.08795), the feature distribution regulariser.
+
+    Elsewhere: The paper and its code agree. Their further Jensen-Shannon term is none: it has ``T = 3`` and clamps at
+    0.01 and 0.99.
     """
     expect_shape("features", features, "N", "C", *"d" * (features.ndim - 2))
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
@@ -121,8 +138,8 @@ def dfad_generator(student: Tensor, teacher: Tensor, *, variant: str = "paper") 
     Args:
         student: logits of the student for generated samples, shape ``(N, C)``.
         teacher: logits of the teacher for the same samples, shape ``(N, C)``. The gradient goes to both.
-        variant: ``"paper"``: ``-log(1 + d)``, whose gradient shrinks where they differ much; ``"code"``: ``-d``, as
-            the authors' code has it; ``d`` is the mean absolute difference over samples and classes.
+        variant: ``"paper"``: ``-log(1 + d)``, whose gradient shrinks where they differ much; ``"code"``: ``-d``;
+            ``d`` is the mean absolute difference over samples and classes.
 
     Returns:
         The loss, zero or negative, a scalar.
@@ -130,7 +147,11 @@ def dfad_generator(student: Tensor, teacher: Tensor, *, variant: str = "paper") 
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the variant is none.
 
+    Formula: paper: ``-log(1 + d)``; code: ``-d``; ``d = 1 / (N C) * sum_nc |student - teacher|``.
+
     Source: Fang et al. 2019 (DFAD, arXiv:1912.11006), generation stage.
+
+    Elsewhere: The authors' programs have both: ``-d`` on MNIST, ``-log(1 + d)`` on NYUv2.
     """
     student, teacher = _received_both(student, teacher)
     expect_choice("variant", variant, ("paper", "code"))
@@ -155,7 +176,12 @@ def zskt_generator(student: Tensor, teacher: Tensor, *, temperature: float = 1.0
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a setting is none.
 
+    Formula: ``-1 / N * sum_nc q log(q / p)`` with ``p = softmax(student / T)``, ``q = softmax(teacher / T)``.
+
     Source: Micaelli & Storkey 2019 (ZSKT, arXiv:1905.09768), algorithm 1.
+
+    Elsewhere: The authors' code takes the mean over the classes too (``variant="code"``). DataFree's option ``--T`` has
+    no effect.
     """
     student, teacher = _received_both(student, teacher)
     expect_choice("variant", variant, ("paper", "code"))
@@ -179,7 +205,11 @@ def metadata_reconstruction(activations: Sequence[Tensor], targets: Sequence[Ten
     Raises:
         ValueError: there is no layer, their numbers or a shape differ, or a value is not finite.
 
+    Formula: ``sum_l 1 / d_l * mean_n mean((relu(targets) - relu(activations))^2)``.
+
     Source: Lopes et al. 2017 (arXiv:1710.07535), section 3, as in the authors' code for all layers.
+
+    Elsewhere: The authors' "spectral" objectives are the same as this one.
     """
     if not activations or len(activations) != len(targets):
         raise ValueError(
@@ -212,8 +242,11 @@ def sample_activations(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tenso
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
-    Source: Lopes et al. 2017 (arXiv:1710.07535), section 3. The authors' code multiplies by the covariance itself,
-    which makes its square the covariance of what it draws.
+    Formula: ``mean + noise S^(1/2)`` with ``S^(1/2) = V diag(sqrt(l))`` of ``S = V diag(l) V^T``.
+
+    Source: Lopes et al. 2017 (arXiv:1710.07535), section 3.
+
+    Elsewhere: The authors' code multiplies by the covariance itself, whose square is then that of what it draws.
     """
     expect_shape("mean", mean, "d")
     expect_shape("covariance", covariance, len(mean), len(mean))

@@ -41,7 +41,13 @@ def dkd(
         ValueError: a shape does not fit, a value is not finite, a label is outside ``[0, C)``, or a setting is out of
             range.
 
-    Source: Zhao et al. 2022 (arXiv:2203.08679), eq. 7. The paper warms the whole term up, ``min(epoch / 20, 1)``.
+    Formula: ``T^2 (alpha KL(b_t || b_s) + beta KL(r_t || r_s))`` with ``b = (p_y, 1 - p_y)`` and
+    ``r = p_c / (1 - p_y)`` for ``c != y``, ``p = softmax(logits / T)``.
+
+    Source: Zhao et al. 2022 (arXiv:2203.08679), eq. 7.
+
+    Elsewhere: mdistiller, the official code, masks the label by -1000 instead of leaving it out, which half precision
+    and two classes do not bear; it warms the whole term up, ``min(epoch / 20, 1)``.
     """
     student, teacher = received_pair(student, teacher, classes=2)
     expect_labels("labels", labels, *student.shape)
@@ -72,7 +78,11 @@ def not_true(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: f
         ValueError: a shape does not fit, a value is not finite, a label is outside ``[0, C)``, or the temperature is
             not above 0.
 
+    Formula: ``T^2 KL(r_t || r_s)`` with ``r_c = softmax(logits / T)`` over the classes ``c != y``.
+
     Source: Lee et al. 2022 (FedNTD, arXiv:2106.03097), section 4; their weight ``beta`` is 1.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     student, teacher = received_pair(student, teacher, classes=2)
     expect_labels("labels", labels, *student.shape)

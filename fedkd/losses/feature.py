@@ -23,7 +23,6 @@ _SMALLEST_TAIL = 1e-3
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of features, over samples and feature entries.
 
-    The convention is that of the public code; the paper has ``1/2`` times the *sum* over the entries of a sample.
     Where widths differ, the caller maps the student's features to the teacher's width first (FitNets' regressor).
 
     Args:
@@ -36,7 +35,12 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``1 / (N D) * sum (student - teacher)^2`` over samples and their ``D`` entries.
+
     Source: Romero et al. 2015 (FitNets, arXiv:1412.6550), eq. 3.
+
+    Elsewhere: The paper has ``1/2`` times the *sum* over the entries of a sample; public code the mean. The regressor
+    of RepDistiller, mdistiller and torchdistill ends in a ReLU, which cannot reach negative features.
     """
     student, teacher = alike(student, teacher)
     return (student - teacher).square().mean()
@@ -57,7 +61,11 @@ def cross_modal_l2(student: Tensor, teacher: Tensor, *, variant: Literal["mean",
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or there is no such variant.
 
+    Formula: mean: ``1 / (N D) * sum (student - teacher)^2``; code: ``1 / (2 N) * sum (student - teacher)^2``.
+
     Source: Gupta et al. 2016 (arXiv:1507.00448), section 3, which leaves the distance open and takes L2.
+
+    Elsewhere: Caffe's EuclideanLoss, which the authors used, is ``variant="code"``.
     """
     expect_choice("variant", variant, ("mean", "code"))
     student, teacher = alike(student, teacher)
@@ -68,8 +76,7 @@ def cross_modal_l2(student: Tensor, teacher: Tensor, *, variant: Literal["mean",
 def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
     """Squared hinge that makes each neuron of the student active where the teacher's is, by a margin.
 
-    Only the sign of the teacher's values counts. Summed over the entries of a sample, averaged over samples; the
-    public code further multiplies by 3/1000 and by ``2^(l - L)`` for the l-th of L layers.
+    Only the sign of the teacher's values counts. Summed over the entries of a sample, averaged over samples.
 
     Args:
         student: pre-activations of the student, mapped to the teacher's shape, ``(N, ...)``.
@@ -82,7 +89,11 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or the margin is not above 0.
 
+    Formula: ``1 / N * sum max(0, margin - student)^2`` where ``teacher > 0``, ``max(0, margin + student)^2`` elsewhere.
+
     Source: Heo et al. 2019 (arXiv:1811.03233), the alternative loss with a margin.
+
+    Elsewhere: Public code multiplies by 3/1000, and by ``2^(l - L)`` for the l-th of ``L`` layers.
     """
     expect_positive("margin", margin)
     student, teacher = alike(student, teacher)
@@ -94,8 +105,7 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """Partial squared distance before the ReLU: what the ReLU will cut off anyway is left alone.
 
     The target is ``max(teacher, margin)``. An entry counts where the target is positive, or where the student lies
-    above it. Summed over the entries of a sample, averaged over samples; the official code further multiplies by 1e-3
-    (CIFAR) or 1e-4 (ImageNet), and by ``2^(l - L)`` for the l-th of L layers.
+    above it. Summed over the entries of a sample, averaged over samples.
 
     Args:
         student: pre-activations of the student, mapped to the teacher's shape, ``(N, C, ...)``.
@@ -108,7 +118,12 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``1 / N * sum (student - u)^2 [student > u or u > 0]`` with ``u = max(teacher, margin)``.
+
     Source: Heo et al. 2019 (arXiv:1904.01866), section 3: margin ReLU and partial L2 distance.
+
+    Elsewhere: The official code multiplies by 1e-3 (CIFAR) or 1e-4 (ImageNet), and by ``2^(l - L)`` for the l-th of
+    ``L`` layers. It and mdistiller keep the teacher in training mode, so that its running statistics drift.
     """
     expect_shape("student", student, "N", "C", *"d" * (student.ndim - 2))
     channels = student.shape[1]
@@ -136,7 +151,12 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
     Raises:
         ValueError: the module has no weight and bias, or one that is not finite.
 
+    Formula: ``E[x | x < 0] = b - |w| phi(b / |w|) / Phi(-b / |w|)`` for ``x ~ N(b, w^2)``; ``-3 |w|`` where
+    ``Phi(-b / |w|) <= 1e-3``.
+
     Source: Heo et al. 2019 (arXiv:1904.01866), section 3.
+
+    Elsewhere: The official code agrees. It belongs to the BatchNorm before the ReLU *after* the block.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
@@ -169,7 +189,12 @@ def review_kd(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Ten
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or the numbers of stages differ.
 
+    Formula: ``sum_l 2^-l mean((pool_l(student) - pool_l(teacher))^2) / sum_l 2^-l``, ``l = 0`` the full size, then 4, 2
+    and 1.
+
     Source: Chen et al. 2021 (arXiv:2104.09044), section 3.3, with the levels and weights of the official code.
+
+    Elsewhere: mdistiller and torchdistill agree.
     """
     ours = [student] if isinstance(student, Tensor) else list(student)
     theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
@@ -206,8 +231,11 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
     Raises:
         ValueError: a shape does not fit, a number that is looked at is not finite, or there is no such class.
 
-    Source: regularisation term of FedProto, Tan et al. 2022 (arXiv:2105.00243), with the mean over entries that the
-    public code takes.
+    Formula: ``1 / (N d) * sum_n |features_n - prototypes_y|^2`` over the samples whose class has a prototype.
+
+    Source: regularisation term of FedProto, Tan et al. 2022 (arXiv:2105.00243).
+
+    Elsewhere: The paper sums over the entries, the public code takes their mean.
     """
     expect_shape("features", features, "N", "d")
     expect_shape("prototypes", prototypes, "C", features.shape[1])

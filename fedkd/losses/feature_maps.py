@@ -36,7 +36,13 @@ def attention(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
 
+    Formula: code: ``1 / (N H W) * sum |Q - Q'|^2``; paper: ``1 / N * sum_n |Q - Q'|``; ``Q = v / |v|``,
+    ``v = mean_c |f_c|^power``.
+
     Source: Zagoruyko & Komodakis 2017 (arXiv:1612.03928), eq. 2 without the factor beta/2, which is the loss's weight.
+
+    Elsewhere: RepDistiller, mdistiller and mmrazor have "code", torchdistill both. KD_Lib applies it to logits, where
+    it is always 0.
     """
     expect_choice("variant", variant, ("code", "paper"))
     expect_positive("power", power)
@@ -70,7 +76,13 @@ def factor_transfer(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or there is no such setting.
 
+    Formula: code: ``mean |u - u'|^norm``; paper: ``1 / N * sum_n |u - u'|_norm``; ``u = f / |f|_2`` over all entries of
+    a sample.
+
     Source: Kim et al. 2018 (arXiv:1802.04977), the factor transfer loss.
+
+    Elsewhere: The authors' code is ``variant="code"`` with ``norm = 1`` and weight 500. RepDistiller has "attention",
+    without paraphraser and translator.
     """
     expect_choice("variant", variant, ("code", "paper", "attention"))
     expect_choice("norm", str(norm), ("1", "2"))
@@ -102,7 +114,13 @@ def fsp(student: Pair, teacher: Pair, *, variant: Literal["code", "paper"] = "co
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or there is no such variant.
 
+    Formula: code: ``1 / (N C D) * sum (F - F')^2``; paper: ``1 / N * sum (F - F')^2``;
+    ``F_cd = 1 / (H W) * sum_hw first_chw second_dhw``.
+
     Source: Yim et al. 2017 (A gift from knowledge distillation, CVPR), eq. 1 and 2.
+
+    Elsewhere: RepDistiller is ``variant="code"``. The paper and torchdistill pool the larger map by maxima, not by
+    averages.
     """
     expect_choice("variant", variant, ("code", "paper"))
     for name, pair in (("student", student), ("teacher", teacher)):
@@ -134,7 +152,12 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``mean_ij k(u_i, u_j) + mean_ij k(u'_i, u'_j) - 2 mean_ij k(u_i, u'_j)`` with ``k(x, y) = (x y)^2``,
+    ``u_c = f_c / |f_c|`` over places.
+
     Source: Huang & Wang 2017 (arXiv:1707.01219), with the polynomial kernel of degree 2 and offset 0.
+
+    Elsewhere: RepDistiller and mdistiller agree.
     """
     student, teacher = (unit(entries.flatten(2)) for entries in to_smaller(*maps(student, teacher)))
     pairs = ((student, student), (teacher, teacher), (student, teacher))

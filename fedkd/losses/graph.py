@@ -46,7 +46,13 @@ def local_structure(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
 
+    Formula: ``1 / N * sum_i KL(s_i || t_i)`` with ``s_ij = softmax_j k(x_i, x_j)`` over the neighbours ``j`` of ``i``,
+    ``t`` of the teacher.
+
     Source: Yang et al. 2020 (LSP, arXiv:2003.10477), section 3.
+
+    Elsewhere: The authors' code (``variant="code"``) turns the divergence round, and its similarity is
+    ``exp(-|x - y|_1 / 100)``.
     """
     expect_choice("variant", variant, ("paper", "code"))
     expect_choice("kernel", kernel, ("distance", "rbf", "linear"))

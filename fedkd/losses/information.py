@@ -37,7 +37,11 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a variance is not above 0.
 
+    Formula: ``1/2 mean((mean - teacher)^2 / variance + log variance)``.
+
     Source: Ahn et al. 2019 (arXiv:1904.05835), section 2, with a variance for each channel.
+
+    Elsewhere: mdistiller keeps the variances in a plain list: untrained, 5 for ever.
     """
     expect_shape("mean", mean, "N", "C", *"d" * (mean.ndim - 2))
     channels = mean.shape[1]
@@ -59,7 +63,11 @@ def vid_variance(raw: Tensor) -> Tensor:
     Raises:
         ValueError: a value is not a finite number.
 
+    Formula: ``log(1 + exp(raw)) + 1e-5``.
+
     Source: Ahn et al. 2019 (arXiv:1904.05835), section 2, with the floor of the authors' code.
+
+    Elsewhere: RepDistiller agrees.
     """
     expect_numbers("raw", raw)
     return softplus(wide(raw)) + _VARIANCE_FLOOR
@@ -70,6 +78,12 @@ def vid_start(variance: float = 5.0) -> float:
 
     Raises:
         ValueError: the variance is not above the floor of 1e-5.
+
+    Formula: ``log(exp(variance - 1e-5) - 1)``.
+
+    Source: Ahn et al. 2019 (arXiv:1904.05835), with the start of the authors' code.
+
+    Elsewhere: RepDistiller agrees.
     """
     if not _VARIANCE_FLOOR < variance < math.inf:
         raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance}.")
@@ -126,8 +140,15 @@ def crd(
         ValueError: a shape does not fit, a value is not a finite number, the temperature is not above 0, or one of
             ``memory`` and ``contrast`` comes without the other.
 
+    Formula: ``-1 / N * sum_n log softmax_m(s_n t_m / T)_n`` of unit rows; with a memory
+    ``-1 / N * sum_n (log h(t_n) + sum_k log(1 - h(t_k)))`` with ``h(t) = g / (g + K / M)``, ``g = exp(s t / T) / Z``,
+    and the same for the teacher's rows.
+
     Source: Tian et al. 2020 (arXiv:1910.10699), eq. 18 with the estimate of ``Z`` of the authors' code; without a
     memory, van den Oord et al. 2018 (arXiv:1807.03748), eq. 4.
+
+    Elsewhere: The authors have 16384 others, embeddings of 128 entries, and CUDA only. torchdistill's sampler fails
+    unless it is given the others.
     """
     expect_positive("temperature", temperature)
     if (memory is None) != (contrast is None):
@@ -171,7 +192,11 @@ def crd_remember(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
 
+    Formula: ``unit(momentum row + (1 - momentum) new)``; ``Z = M mean(exp(s t / T))`` of the first batch.
+
     Source: the authors' code of Tian et al. 2020 (arXiv:1910.10699).
+
+    Elsewhere: RepDistiller agrees.
     """
     expect_positive("temperature", temperature)
     if not 0 <= momentum < 1:

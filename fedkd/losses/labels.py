@@ -25,6 +25,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a label is outside ``[0, C)``.
+
+    Formula: ``-1 / N * sum_n log softmax(logits)_y``.
+
+    Source: the negative log-likelihood of a softmax (Bridle 1990).
+
+    Elsewhere: PyTorch's ``cross_entropy`` computes the same, but takes -100 for "ignore".
     """
     logits = received("logits", logits)
     expect_labels("labels", labels, *logits.shape)
@@ -48,8 +54,12 @@ def label_smoothing(logits: Tensor, labels: Tensor, *, smoothing: float = 0.1) -
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a label or the setting is outside its range.
 
-    Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7. Other code puts ``e / (C - 1)`` on the *other* classes,
-    which is ``smoothing * C / (C - 1)`` here.
+    Formula: ``-(1 - e) / N * sum_n log p_y - e / (N C) * sum_nc log p`` with ``p = softmax(logits)``.
+
+    Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
+
+    Elsewhere: Other code, that of Tf-KD for one, puts ``e / (C - 1)`` on the *other* classes, which is
+    ``smoothing * C / (C - 1)`` here.
     """
     logits = received("logits", logits)
     expect_labels("labels", labels, *logits.shape)
@@ -87,7 +97,14 @@ def virtual_teacher(
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a label or a setting is outside its range.
 
+    Formula: ``1 / N * sum_nc u log(u / p)`` with ``p = softmax(student / T)``, ``u ~ q^(1/T)``, ``q = a`` on the label
+    and ``(1 - a) / (C - 1)`` elsewhere.
+
     Source: Yuan et al. 2020 (Tf-KD_reg, arXiv:1909.11723), section 5.
+
+    Elsewhere: The authors' code (``variant="code"``) has ``u = softmax(q / T)`` and ``p = softmax(student)``, so that
+    with ``T = 20`` the target is all but uniform; it divides by ``C`` too, multiplies by a setting, and has
+    ``a = 0.99``. distillistic softens both sides, or neither.
     """
     student = received("student", student, classes=2)
     expect_labels("labels", labels, *student.shape)

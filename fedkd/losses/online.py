@@ -31,7 +31,12 @@ def mutual(own: Tensor, peers_logits: Tensor, *, peers: str = "mean") -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not finite, or ``peers`` is none of the two.
 
+    Formula: ``1 / (K N) * sum_kn KL(p_k || p)`` with ``p = softmax(own)``, ``p_k = softmax(peers_logits[k])``.
+
     Source: Zhang et al. 2018 (DML, arXiv:1706.00384), section 2; for more than two networks, eq. 7.
+
+    Elsewhere: The authors' code sums over the peers, adds 1e-8 in the logarithm and gives each network a batch of its
+    own. KD_Lib takes the squared difference of logits and lets the gradient into the peers: not mutual learning.
     """
     expect_choice("peers", peers, ("mean", "sum"))
     own, others = _received_peers(own, peers_logits)
@@ -57,7 +62,11 @@ def ensemble_mutual(own: Tensor, peers_logits: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, there is no peer, or a value is not finite.
 
+    Formula: ``1 / N * sum_n KL(1/K sum_k p_k || p)`` with ``p = softmax(own)``, ``p_k = softmax(peers_logits[k])``.
+
     Source: Zhang et al. 2018 (DML_e, arXiv:1706.00384), section 2.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     own, others = _received_peers(own, peers_logits)
     expect_shape("peers_logits", peers_logits, "K", *own.shape)
@@ -82,7 +91,12 @@ def consistency(student: Tensor, teacher: Tensor, *, cost: str = "mse") -> Tenso
     Raises:
         ValueError: a shape does not fit, a value is not finite, or ``cost`` is none of the two.
 
+    Formula: ``1 / (N C) * sum_nc (softmax(student) - softmax(teacher))^2``, or
+    ``1 / N * sum_n KL(teacher || student)``.
+
     Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2; the means are those of the authors' code.
+
+    Elsewhere: The authors' code can give the consistency a second head of logits. KD_Lib's mean teacher does not run.
     """
     student, teacher = received_pair(student, teacher)
     expect_choice("cost", cost, ("mse", "kl"))
@@ -107,7 +121,11 @@ def class_wise_self(student: Tensor, partner: Tensor, *, temperature: float = 4.
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the temperature is not above 0.
 
+    Formula: ``T^2 / N * sum_nc q log(q / p)`` with ``p = softmax(student / T)``, ``q = softmax(partner / T)``.
+
     Source: Yun et al. 2020 (CS-KD, arXiv:2003.13964), section 2; the weight is 1 and ``T = 4``.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     student, partner = received_pair(student, partner, names=("student", "partner"))
     return divergence(student, partner, temperature)
@@ -131,8 +149,12 @@ def ema_update(
     Raises:
         ValueError: names or shapes differ, a number is not finite, or ``step`` or ``decay`` is outside its range.
 
+    Formula: ``a average + (1 - a) current`` with ``a = min(1 - 1 / (step + 1), decay)``.
+
     Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code, which
     counts the step just taken: its first update is ``step=1`` here, and keeps half of the average.
+
+    Elsewhere: KD_Lib's decay is the other way round, and once per epoch instead of per step.
     """
     if average.keys() != current.keys():
         odd = sorted(average.keys() ^ current.keys())
@@ -160,7 +182,11 @@ def ramp_up(time: float, *, length: float) -> float:
     Raises:
         ValueError: ``time`` or ``length`` is negative or NaN.
 
+    Formula: ``exp(-5 (1 - min(time / length, 1))^2)``.
+
     Source: Laine & Aila 2017 (arXiv:1610.02242), section 3.1; Tarvainen & Valpola 2017.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     expect_within("time", time, 0)
     expect_within("length", length, 0)

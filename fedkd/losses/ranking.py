@@ -29,7 +29,11 @@ def listnet(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Te
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the temperature is not above 0.
 
+    Formula: ``-1 / N * sum_nc softmax(teacher / T) log softmax(student / T)``.
+
     Source: Cao et al. 2007 (ListNet, ICML), with top-one probabilities.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     student, teacher = received_pair(student, teacher)
     expect_positive("temperature", temperature)
@@ -52,7 +56,12 @@ def listmle(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``1 / N * sum_n sum_i (log sum_(j >= i) exp(s_j) - s_i)`` with the student's scores ``s`` in the teacher's
+    order, best first.
+
     Source: Xia et al. 2008 (ListMLE, ICML).
+
+    Elsewhere: No difference known; no public code was compared.
     """
     student, teacher = received_pair(student, teacher)
     worst_first = student.gather(1, _best_first(teacher).flip(1))
@@ -74,7 +83,11 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``1 / (N (C - 1)) * sum_nc ((s_0 - s_c) - (t_0 - t_c))^2`` for ``c > 0``.
+
     Source: Hofstätter et al. 2020 (arXiv:2010.02666), Margin-MSE.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     student, teacher = received_pair(student, teacher, classes=2)
     return ((student[:, :1] - student[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])).square().mean()
@@ -109,7 +122,12 @@ def ranking_distillation(
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a setting is outside its range.
 
+    Formula: ``-1 / N * sum_n sum_(r < k) w_r log sigmoid(s_r)`` with ``w_r ~ exp(-r / lambda)``, times
+    ``max(0, tanh(mu (r' - r)))``.
+
     Source: Tang & Wang 2018 (arXiv:1809.07428), eq. 8 and 9 for the weights.
+
+    Elsewhere: The authors' code does not let the product of the weights sum to 1 (``variant="code"``).
     """
     student, teacher = received_pair(student, teacher)
     expect_within("k", k, 1, student.shape[1])
@@ -145,8 +163,12 @@ def teacher_bounded_regression(student: Tensor, teacher: Tensor, targets: Tensor
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the margin is negative.
 
-    Source: Chen et al. 2017 (Learning efficient object detection models with knowledge distillation, NeurIPS),
-    teacher bounded regression loss.
+    Formula: ``1 / N * sum_n e_n [e_n + m > b_n]`` with ``e = |student - targets|^2``, ``b = |teacher - targets|^2``.
+
+    Source: Chen et al. 2017 (Learning efficient object detection models with knowledge distillation, NeurIPS), teacher
+    bounded regression loss.
+
+    Elsewhere: No difference known; no public code was compared.
     """
     expect_shape("student", student, "N", "d")
     for name, value in (("teacher", teacher), ("targets", targets)):

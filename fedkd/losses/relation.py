@@ -33,7 +33,13 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``mean_ij huber(d_ij / mean(d) - d'_ij / mean(d'))`` with ``d_ij = |x_i - x_j|`` of the student, ``d'`` of
+    the teacher.
+
     Source: Park et al. 2019 (RKD, arXiv:1904.05068), eq. 5 to 8.
+
+    Elsewhere: Weights beside the angles: 25 and 50 in RepDistiller and mdistiller, 1 and 2 in torchdistill, 0.5 and 0.5
+    in KD_Lib. Public code has an eps in the distance, 1e-12 or 1e-10.
     """
     student, teacher = rows(student, teacher)
     return smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
@@ -55,7 +61,12 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``mean_ijk huber(cos(j, i, k) - cos'(j, i, k))`` with ``cos(j, i, k)`` between ``x_j - x_i`` and
+    ``x_k - x_i``.
+
     Source: Park et al. 2019 (RKD, arXiv:1904.05068), eq. 9 and 10.
+
+    Elsewhere: As of :func:`rkd_distance`.
     """
     student, teacher = rows(student, teacher)
     return smooth_l1_loss(_cosines_of_angles(student), _cosines_of_angles(teacher))
@@ -76,7 +87,11 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
 
+    Formula: ``1 / N^2 * sum_ij (g_ij - g'_ij)^2`` with rows ``g_i = G_i / |G_i|_2`` of ``G = X X^T``.
+
     Source: Tung & Mori 2019 (arXiv:1907.09682), eq. 2 to 4.
+
+    Elsewhere: RepDistiller and mdistiller agree; torchdistill divides each row by its L1 norm: another loss.
     """
     student, teacher = (unit(products(entries, entries)) for entries in rows(student, teacher))
     return (student - teacher).square().mean()
@@ -109,7 +124,14 @@ def correlation_congruence(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or a setting is out of range.
 
+    Formula: kernel: ``1 / N^2 * sum_ij (k(x_i, x_j) - k(x'_i, x'_j))^2`` with
+    ``k(x, y) = sum_(p <= order) exp(-2 gamma) (2 gamma x y)^p / p!`` of unit vectors; delta:
+    ``1 / (N - 1) * sum_n |D_n| |D_(n+1)|`` with ``D = student - teacher``.
+
     Source: Peng et al. 2019 (arXiv:1904.01802), the Gaussian kernel by its Taylor series.
+
+    Elsewhere: RepDistiller has "delta", after two linear embeddings to 128 entries. torchdistill takes the Frobenius
+    norm of the difference, not its square, over ``N^2``.
     """
     expect_choice("variant", variant, ("kernel", "delta"))
     expect_positive("gamma", gamma)
@@ -139,7 +161,13 @@ def pkt(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or ``eps`` is not above 0.
 
+    Formula: ``1 / N^2 * sum_ij q_ij log((q_ij + eps) / (p_ij + eps))`` with ``p_ij ~ (cos(x_i, x_j) + 1) / 2`` in rows
+    that sum to 1, ``q`` of the teacher.
+
     Source: Passalis & Tefas 2018 (arXiv:1803.10837), with the cosine kernel.
+
+    Elsewhere: The paper sums over pairs. RepDistiller, mdistiller and torchdistill agree, but turn NaN in the caller's
+    tensor into zeros.
     """
     expect_positive("eps", eps)
     student, teacher = (_neighbour_probabilities(entries, eps) for entries in rows(student, teacher))
@@ -167,8 +195,12 @@ def triplet(
     Raises:
         ValueError: a shape does not fit, a value is not a finite number, or the margin is not above 0.
 
+    Formula: ``1 / N * sum_n max(0, |a - p|^2 - |a - n|^2 + margin)``.
+
     Source: Schroff et al. 2015 (arXiv:1503.03832), section 3.1, averaged; between student and teacher as in Oki et al.
     2020 (arXiv:2004.08116).
+
+    Elsewhere: No difference known; no public code was compared.
     """
     expect_positive("margin", margin)
     expect_shape("anchor", anchor, "N", "d")
@@ -192,6 +224,13 @@ def hardest_negatives(anchor: Tensor, candidates: Tensor, labels: Tensor) -> Ten
 
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
+
+    Formula: ``argmax_(j: y_j != y_i) cos(anchor_i, candidates_j)``.
+
+    Source: hard negatives of a batch, Hermans et al. 2017 (arXiv:1703.07737), with the cosine.
+
+    Elsewhere: The code of RKD has this rule by Euclidean distance, within one network, beside random, semi-hard and
+    distance-weighted negatives.
     """
     expect_shape("anchor", anchor, "N", "d")
     anchor, candidates = alike(anchor, candidates, names=("anchor", "candidates"))

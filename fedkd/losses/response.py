@@ -29,7 +29,13 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the temperature is not above 0.
 
+    Formula: ``T^2 / N * sum_nc q log(q / p)`` with ``p = softmax(student / T)``, ``q = softmax(teacher / T)``.
+
     Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
+
+    Elsewhere: PyTorch's ``KLDivLoss`` with its default mean, as in the code of MFH, TAKD and HtFLlib, divides by ``C``
+    too. KD_Lib takes ``T^2`` times the mean squared difference of the softmaxes. torchdistill leaves ``T^2`` out where
+    it is given no labels.
     """
     student, teacher = received_pair(student, teacher)
     return divergence(student, teacher, temperature)
@@ -48,14 +54,18 @@ def logit_mae(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``1 / (N C) * sum_nc |student - teacher|``.
+
     Source: the authors' code of FedMD, Li & Wang 2019 (arXiv:1910.03581).
+
+    Elsewhere: The authors' code of DFAD has the same loss for the student.
     """
     student, teacher = received_pair(student, teacher)
     return (student - teacher).abs().mean()
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of logits, over samples and classes (no factor 1/2).
+    """Mean squared difference of logits, over samples and classes.
 
     Args:
         student: logits of the student, shape ``(N, C)``.
@@ -67,7 +77,11 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
-    Source: Ba & Caruana 2014 (arXiv:1312.6184), who have a factor 1/2 and sum over the classes.
+    Formula: ``1 / (N C) * sum_nc (student - teacher)^2``.
+
+    Source: Ba & Caruana 2014 (arXiv:1312.6184).
+
+    Elsewhere: The paper has a factor 1/2 and sums over the classes.
     """
     student, teacher = received_pair(student, teacher)
     return (student - teacher).square().mean()
@@ -89,8 +103,12 @@ def soft_cross_entropy(student_logits: Tensor, teacher_probabilities: Tensor) ->
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``-1 / N * sum_nc q log p`` with ``p = softmax(student_logits)``, ``q = teacher_probabilities``.
+
     Source: the distillation terms of FD, Jeong et al. 2018 (arXiv:1811.11479), and of DS-FL, Itahara et al. 2021
     (arXiv:2008.06180).
+
+    Elsewhere: PyTorch's ``cross_entropy`` computes the same where it is given probabilities.
     """
     names = "student_logits", "teacher_probabilities"
     student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
@@ -110,8 +128,12 @@ def kl_to_probabilities(student_logits: Tensor, teacher_probabilities: Tensor) -
     Raises:
         ValueError: a shape does not fit, or a value is not finite.
 
+    Formula: ``1 / N * sum_nc q (log q - log p)`` with ``p = softmax(student_logits)``, ``q = teacher_probabilities``.
+
     Source: Kullback & Leibler 1951; with ``q = softmax(mean of logits)`` it is the server's loss of FedDF, Lin et al.
     2020 (arXiv:2006.07242).
+
+    Elsewhere: PyTorch's ``KLDivLoss`` divides by ``C`` too unless told ``reduction="batchmean"``.
     """
     names = "student_logits", "teacher_probabilities"
     student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
@@ -136,7 +158,13 @@ def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, cla
     Raises:
         ValueError: a shape does not fit, a value is not finite, or a setting is none.
 
+    Formula: ``T^2 / N * sum_nc (q log(q / p) + (1 - q) log((1 - q) / (1 - p)))`` with ``p = sigmoid(student / T)``,
+    ``q = sigmoid(teacher / T)``.
+
     Source: the logits term of Yang et al. 2023 (MLD, arXiv:2308.06453).
+
+    Elsewhere: Binary cross-entropy with soft targets is larger by the teacher's binary entropy, and PyTorch's takes the
+    mean over classes too.
     """
     student, teacher = received_pair(student, teacher)
     expect_positive("temperature", temperature)

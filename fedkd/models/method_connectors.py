@@ -100,7 +100,8 @@ class Paraphraser(nn.Module):
         channels: channels of the teacher's maps.
         rate: the paper's ``k``: factors have this share of the channels.
 
-    Source: Kim et al. 2018 (arXiv:1802.04977): three convolutions, three transposed ones, leaky ReLUs of slope 0.1.
+    Source: Kim et al. 2018 (arXiv:1802.04977): three convolutions, three transposed ones, leaky ReLUs of slope 0.1. The
+    authors' program trains it by the mean *absolute* difference.
     """
 
     def __init__(self, channels: int, *, rate: float = 0.5) -> None:

@@ -38,6 +38,11 @@ def draw(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).normal(size=shape)
 
 
+def both(ours: Array, theirs: Array) -> tuple[Tensor, Tensor]:
+    """Return student's and teacher's features as tensors."""
+    return torch.tensor(ours), torch.tensor(theirs)
+
+
 @pytest.fixture
 def student() -> Tensor:
     return torch.tensor(STUDENT, requires_grad=True)

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.conftest import draw, length_one
+from tests.losses.conftest import both, draw, length_one
 
 OURS, THEIRS = draw(0, 4, 3, 2, 2), draw(1, 4, 5, 2, 2)
 SAME = draw(2, 4, 3, 2, 2)
-
-
-def both(ours: np.ndarray, theirs: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.tensor(ours), torch.tensor(theirs)
 
 
 def halved(maps: np.ndarray) -> np.ndarray:

@@ -6,18 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fedkd import losses
-from tests.losses.conftest import draw
+from tests.losses.conftest import both, draw
 
 N = 4
 OURS, THEIRS = draw(0, N, 3), draw(1, N, 5)
 ROTATION = np.linalg.qr(draw(3, 3, 3))[0]
-
-
-def both(ours: np.ndarray, theirs: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.tensor(ours), torch.tensor(theirs)
 
 
 def structure_loss(

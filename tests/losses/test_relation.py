@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.conftest import draw, length_one
+from tests.losses.conftest import both, draw, length_one
 
 N = 4
 OURS, THEIRS, SAME = draw(0, N, 3), draw(1, N, 5), draw(2, N, 3)
 ROTATION = np.linalg.qr(draw(3, 3, 3))[0]
-
-
-def both(ours: np.ndarray, theirs: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.tensor(ours), torch.tensor(theirs)
 
 
 def huber(difference: float) -> float:
