@@ -79,8 +79,9 @@ def run(
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
         with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
             result = simulate(experiment, out=folder, on_round=progress.advance)
+        gained = _train_alone(experiment, result, folder)
         report = write_report(folder)
-    _show(result, report, as_json)
+    _show(result, report, as_json, gained)
 
 
 @app.command()
@@ -98,7 +99,8 @@ def resume(
     experiment, done = cut_off.experiment, len(cut_off.records)
     with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
         result = go_on(cut_off, progress.advance)
-    _show(result, write_report(folder), as_json)
+    gained = _train_alone(experiment, result, folder)
+    _show(result, write_report(folder), as_json, gained)
 
 
 @app.command()
@@ -198,13 +200,31 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         raise
 
 
-def _show(result: "Result", report: Path, as_json: bool) -> None:
-    from fedkd.tables import run_table
+def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list[dict[str, Any]]:
+    """Run the clients alone if the experiment asks for it, and return what each view gains; nothing without."""
+    if not experiment.alone:
+        return []
+    from fedkd.engine.simulate import simulate
+    from fedkd.gains import ALONE, BASELINE, alone, gains, write_gains
+    from fedkd.progress import RoundProgress
+
+    baseline = alone(experiment, result.rounds, result.clients)
+    with _telling_how_to_go_on(folder / ALONE), RoundProgress([BASELINE], experiment.rounds) as progress:
+        before = simulate(baseline, out=folder / ALONE, on_round=progress.advance)
+    rows = gains(result.clients, before.clients)
+    write_gains(folder, rows)
+    return rows
+
+
+def _show(result: "Result", report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
+    from fedkd.tables import gains_table, run_table
 
     if as_json:
-        typer.echo(json.dumps(result.summary))
+        typer.echo(json.dumps({**result.summary, "gains": gained} if gained else result.summary))
         return
     _print(run_table(result.summary))
+    if gained:
+        _print(gains_table(result.summary["strategy"], gained))
     typer.echo(f"digest  {result.digest}\nreport  {report}")
 
 

@@ -45,6 +45,11 @@ class DataSettings(Section):
     test: Size = Field(0.2, gt=0, description="global test set; used only where the publisher has not set one apart")
     public_labels: bool = Field(False, description="whether the public set carries labels")
     local_test: float = Field(0.2, ge=0, lt=1, description="share of each client's shard kept as its own test split")
+    split_by: Literal["sample", "group"] = Field(
+        "sample",
+        description="what the splits take: samples, or all samples of a natural owner, such as a person; then a client "
+        "has no test split of its own",
+    )
 
     @field_validator("public", "validation", "test")
     @classmethod
@@ -67,9 +72,25 @@ class FederationSettings(Section):
     architectures: tuple[str, ...] = Field(
         ("cnn",), min_length=1, strict=False, description="dealt to the clients in turn"
     )
-    views: tuple[str, ...] = Field(("image",), min_length=1, strict=False, description="dealt to the clients in turn")
+    views: tuple[str, ...] = Field(
+        ("image",), min_length=1, strict=False, description="dealt to the clients in turn; image+audio joins two views"
+    )
+    teacher_view: str | None = Field(
+        None, description="view of their samples that clients have while they train, for a teacher; none but their own"
+    )
+    missing: dict[str, float] = Field(
+        {}, description="share of each client's training samples that lack a view, by its name, from 0 to below 1"
+    )
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
     feature_width: int = Field(64, ge=1, description="width d of every student's features")
+
+    @field_validator("missing")
+    @classmethod
+    def _check_shares(cls, missing: dict[str, float]) -> dict[str, float]:
+        for view, share in missing.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"expected shares from 0 to below 1, found {share} for {view!r}")
+        return missing
 
 
 class TrainSettings(Section):
@@ -129,6 +150,9 @@ class Experiment(Section):
     federation: FederationSettings = FederationSettings()
     train: TrainSettings = TrainSettings()
     engine: EngineSettings = EngineSettings()
+    alone: bool = Field(
+        False, description="also train every client alone, for as many gradient steps, and print each view's gain"
+    )
     strategies: dict[str, dict[str, Any]] = Field({}, description="settings of strategies, by strategy name")
 
     @model_validator(mode="after")

@@ -95,6 +95,7 @@ class Run:
     summary: Row
     rounds: Sequence[Row]
     clients: Sequence[Row]
+    gains: Sequence[Row]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -104,7 +105,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: folder with ``experiment.toml``, ``manifest.json``, ``summary.json``, ``rounds.jsonl`` and, if any
-            round was evaluated, ``clients.jsonl``.
+            round was evaluated, ``clients.jsonl``; ``gains.json`` if the clients also trained alone.
 
     Returns:
         Path of the report.
@@ -124,7 +125,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_run(folder: Path) -> Run:
-    clients = folder / "clients.jsonl"
+    clients, gains = folder / "clients.jsonl", folder / "gains.json"
     return Run(
         name=folder.resolve().name,
         settings=_read(folder / "experiment.toml"),
@@ -132,6 +133,7 @@ def _read_run(folder: Path) -> Run:
         summary=_parse(_read(folder / "summary.json"), "summary.json"),
         rounds=list(_read_rows(folder / "rounds.jsonl")),
         clients=list(_read_rows(clients)) if clients.exists() else [],
+        gains=json.loads(_read(gains)) if gains.exists() else [],
     )
 
 
@@ -175,6 +177,7 @@ def _render(run: Run) -> str:
         "count_of": _count,
         "duration": _duration,
         "number": _number,
+        "points": _points,
         "percent": _percent,
         "size": _size,
         "width": _width,
@@ -194,6 +197,7 @@ def _render(run: Run) -> str:
         labels=labels,
         rounds=run.rounds,
         clients=run.clients,
+        gains=run.gains,
         failures=_failures(run.rounds),
         manifest=[(key, value if isinstance(value, str) else json.dumps(value)) for key, value in run.manifest.items()],
     )
@@ -338,6 +342,10 @@ def _finite(value: float | None) -> float:
 
 def _percent(value: float | None) -> str:
     return f"{100 * value:.1f} %" if value is not None and math.isfinite(value) else "–"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
 
 
 def _number(value: float | None) -> str:

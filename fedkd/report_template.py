@@ -107,6 +107,21 @@ _RESULTS = """
 {%- endfor %}
 </tbody></table></div>
 
+{%- if gains %}
+<h2>Views</h2>
+<p class="muted">Mean accuracy of the clients that hold a view, on the global test set: alone, for at least as many
+gradient steps, and with the strategy. Lacking: their training samples without the view. Gain in percentage points.</p>
+<div class="card scroll"><table>
+<thead><tr><th class="text" scope="col">view</th><th scope="col">clients</th><th scope="col">lacking</th>
+<th scope="col">alone</th><th scope="col">with {{ summary.strategy }}</th><th scope="col">gain</th></tr></thead>
+<tbody>
+{%- for row in gains %}
+<tr><th scope="row">{{ row.view }}</th><td>{{ row.clients }}</td><td>{{ row.missing }}</td>
+<td>{{ row.alone|percent }}</td><td>{{ row.strategy|percent }}</td><td>{{ row.gain|points }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+{%- endif %}
+
 <h2>Over the rounds</h2>
 <div class="plots">
 {%- for plot in plots %}{{ figure(plot) }}{% endfor %}

@@ -31,6 +31,19 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def gains_table(strategy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return one row per view: the clients alone, with the strategy, and the gain."""
+    caption = "alone for at least as many gradient steps; gain in percentage points"
+    table = Table(title="accuracy on the global test set in %, mean over clients", caption=caption)
+    table.add_column("view", no_wrap=True)
+    for name in ("clients", "lacking", "alone", strategy, "gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        scores = [_number(row["alone"], 100, 1), _number(row["strategy"], 100, 1), f"{100 * row['gain']:+.1f}"]
+        table.add_row(row["view"], str(row["clients"]), str(row["missing"]), *scores)
+    return table
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per strategy: accuracies in percent as mean ± standard deviation, traffic, seconds."""
     rows = comparison.rows

@@ -183,6 +183,20 @@ def cut_off(here):
     return folder
 
 
+def test_run_also_trains_the_clients_alone_if_asked(here, fedkd_):
+    done = fedkd_("run", "tiny.toml", "--json", "--set", "alone=true", "--set", 'federation.views=["image","image@4"]')
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["gains"]
+    folder = here / "runs" / "tiny"
+    assert rows == json.loads((folder / "gains.json").read_text())
+    assert [(row["view"], row["clients"]) for row in rows] == [("image", 5), ("image@4", 5)]
+    assert json.loads((folder / "alone" / "summary.json").read_text())["strategy"] == "local"
+    assert all(f'<th scope="row">{row["view"]}</th>' in (folder / "report.html").read_text() for row in rows)
+    shown = fedkd_("run", "tiny.toml", "--set", "alone=true", "--set", "rounds=1").stdout
+    assert "alone" in shown
+    assert "gain" in shown
+
+
 def test_resume_ends_like_a_run_that_was_not_cut_off(here, fedkd_, cut_off):
     whole = json.loads(fedkd_("run", "tiny.toml", "--json").stdout)
 

@@ -70,6 +70,10 @@ def tables(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, dict) for item in value.values())
 
 
+def shares(value: Any) -> bool:
+    return isinstance(value, dict) and all(Number(0, 1, open_high=True)(item) for item in value.values())
+
+
 POSITIVE = Number(0, open_low=True)
 VALID: Mapping[str, Check] = {
     "name": folder,
@@ -81,6 +85,7 @@ VALID: Mapping[str, Check] = {
     "train": table,
     "engine": table,
     "strategies": tables,
+    "alone": lambda value: isinstance(value, bool),
     "data.name": text,
     "data.root": text,
     "data.download": lambda value: isinstance(value, bool),
@@ -90,6 +95,7 @@ VALID: Mapping[str, Check] = {
     "data.test": size(POSITIVE),
     "data.public_labels": lambda value: isinstance(value, bool),
     "data.local_test": Number(0, 1, open_high=True),
+    "data.split_by": one_of("sample", "group"),
     "federation.clients": whole(1),
     "federation.partition": one_of("iid", "dirichlet", "pathological", "natural"),
     "federation.alpha": POSITIVE,
@@ -97,6 +103,8 @@ VALID: Mapping[str, Check] = {
     "federation.min_samples": whole(0),
     "federation.architectures": texts,
     "federation.views": texts,
+    "federation.teacher_view": text,
+    "federation.missing": shares,
     "federation.participation": Number(0, 1, open_low=True),
     "federation.feature_width": whole(1),
     "train.local_epochs": whole(0),
@@ -122,7 +130,8 @@ NEEDS = {"train.momentum": ["train.optimizer=sgd"], "engine.gpus_per_worker": ["
 POOL: list[Any] = [
     True, False, -3, -1, 0, 1, 2, 7, 2**70, -0.5, 0.0, 0.5, 1.0, 1.5, 40.0, math.nan, math.inf, -math.inf,
     "", "a", "cnn", "iid", "adam", "one-by-one", "..", "-a", "a b", "a/b", "line\nbreak", "0", "inf", "float64",
-    "local", [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 1}, {"x": {"y": 1}}, date(2024, 1, 2),
+    "local", "group", [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 0.5}, {"x": 1}, {"x": {"y": 1}},
+    date(2024, 1, 2),
 ]  # fmt: skip
 
 
@@ -289,7 +298,13 @@ def test_defaults_survive_toml_and_are_all_written_out() -> None:
     written = Experiment().to_toml()
     assert loads(written) == Experiment()
     names = {key.split(".")[-1] for key, check in VALID.items() if check is not table}
-    assert {name for name in names if f"{name} = " in written} == names - {"root", "address", "strategies"}
+    assert {name for name in names if f"{name} = " in written} == names - {
+        "root",
+        "address",
+        "strategies",
+        "teacher_view",
+        "missing",
+    }
 
 
 def test_changed_values_survive_toml() -> None:

@@ -24,13 +24,14 @@ PACKAGES = ("fedkd", "strategies")
 SHIPPED = (*PACKAGES, "simulations", "benchmarks")
 
 _FLOORS = (
-    "errors losses ensemble averaging calibration knowledge models privacy config seeding optimisers flower_internals",
+    "errors checks losses ensemble averaging calibration knowledge models privacy config seeding optimisers "
+    "flower_internals",
     "data metrics task",
     "learner",
     "strategy",
     "app",
     "engine __init__",  # fedkd itself may expose the engine's `simulate`
-    "cli compare listings progress report report_template tables __main__",
+    "cli compare gains listings progress report report_template tables __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms.split()}
 STRATEGIES_SEE_UP_TO = FLOOR["strategy"]

@@ -3,7 +3,14 @@ from fedkd.progress import RoundProgress
 
 
 def _record(number: int, **changes: object) -> RoundRecord:
-    values = {"round": number, "seconds": 1.25, "participants": ["a"], "failed": {}, "bytes_up": {}, "bytes_down": {}}
+    values = {
+        "round": number,
+        "seconds": 1.25,
+        "participants": {"a": 1},
+        "failed": {},
+        "bytes_up": {},
+        "bytes_down": {},
+    }
     return RoundRecord(**{**values, "digest": "0", "metrics": None, **changes})
 
 

@@ -39,7 +39,7 @@ def one_round(number: int) -> dict[str, Any]:
     return {
         "round": number,
         "seconds": 1.5,
-        "participants": ["c0", "c1"],
+        "participants": {"c0": 3, "c1": 4},
         "failed": {"c1": "boom $x$"} if number == 2 else {},
         "bytes_up": {"SoftLabels": 4000, "Prototypes": 900},
         "bytes_down": {"SoftLabels": 8000},

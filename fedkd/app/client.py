@@ -23,7 +23,7 @@ from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh
 from fedkd.learner.requests import Ask
 from fedkd.strategy import Strategy
-from fedkd.strategy.base import expect_payload, expect_tensors
+from fedkd.strategy.base import expect_payload, expect_tensors, model_specs
 from fedkd.strategy.registry import create
 
 TRAIN, EVALUATE, HELLO = "train", "evaluate", "query.hello"
@@ -88,13 +88,15 @@ class ClientSide:
         if task.state is None:
             self.strategy.client_setup(client)
         knowledge = self.strategy.client_round(client, knowledge_of(task.message.content))
-        expect_payload("client_round", knowledge, self.strategy.card.up)
+        if knowledge is not None or not self.strategy.card.up_is_optional:
+            expect_payload("client_round", knowledge, self.strategy.card.up)
         expect_tensors("client.state", client.state)
         state = flatten(client.models, client.state)
         reply: Header = {
             "round": client.round,
             "client": task.key,
             "num-samples": client.card.num_samples,
+            "steps": client.steps,
             "state": digest(state),
         }
         return Outcome(_reply(task, pack(reply, knowledge)), state)
@@ -139,8 +141,7 @@ class ClientSide:
     def models(self, card: ClientCard, state: State | None) -> dict[str, Model]:
         """Return a client's models as its state has them, or freshly initialised if there is none yet."""
         models: dict[str, Model] = {}
-        for name, architecture in self.strategy.client_models(card).items():
-            spec = self.federation.model_spec(architecture, card.view)
+        for name, spec in model_specs(self.strategy, self.federation, card).items():
             if state is None:
                 seed = seeding.derive_seed(self.experiment.seed, "model", card.key, name)
                 models[name] = fresh(spec, seed, self.federation.like)

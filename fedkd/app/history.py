@@ -16,7 +16,7 @@ class RoundRecord:
     Attributes:
         round: number, from 1.
         seconds: wall-clock time, evaluation included.
-        participants: keys of the clients whose replies count.
+        participants: the clients whose replies count: key, and gradient steps of this round.
         failed: reason by key of those whose replies do not.
         bytes_up: bytes that clients sent, by kind of knowledge.
         bytes_down: bytes that clients received, by kind of knowledge.
@@ -27,7 +27,7 @@ class RoundRecord:
 
     round: int
     seconds: float
-    participants: Sequence[str]
+    participants: Mapping[str, int]
     failed: Mapping[str, str]
     bytes_up: Mapping[str, int]
     bytes_down: Mapping[str, int]
@@ -49,6 +49,7 @@ class ClientRecord:
         architecture: of its student.
         view: that it holds.
         num_samples: size of its private training shard.
+        missing: number of its training samples that lack a view, for each view that it holds.
         label_counts: samples of each class in that shard, ``C`` numbers.
         global_: scores on the global test set.
         local: scores on its own test split; None if it has none.
@@ -58,6 +59,7 @@ class ClientRecord:
     architecture: str
     view: str
     num_samples: int
+    missing: Mapping[str, int]
     label_counts: Sequence[int]
     global_: Scores
     local: Scores | None

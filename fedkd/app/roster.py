@@ -29,12 +29,14 @@ class Participant:
         card: key, architecture, view and number of samples.
         node_id: Flower's number of its node, random in a deployment: never used for anything but addressing.
         label_counts: samples of each class in its shard.
+        missing: number of its training samples that lack a view, for each view that it holds.
         models: number of its models; without any it takes part in no round.
     """
 
     card: ClientCard
     node_id: int
     label_counts: Sequence[int]
+    missing: Mapping[str, int]
     models: int
 
     def record(self, scores: Mapping[str, float]) -> ClientRecord:
@@ -42,14 +44,22 @@ class Participant:
         global_, local = (_below(scores, prefix) for prefix in ("global/", "local/"))
         card = self.card
         return ClientRecord(
-            card.key, card.architecture, card.view, card.num_samples, self.label_counts, global_, local or None
+            card.key,
+            card.architecture,
+            card.view,
+            card.num_samples,
+            self.missing,
+            self.label_counts,
+            global_,
+            local or None,
         )
 
 
 def card_of(federation: Federation, key: str) -> ClientCard:
     """Return what the server may know of a client."""
     holding = federation.holdings[key]
-    return ClientCard(key, holding.architecture, holding.view, len(holding.train))
+    teacher_view = federation.experiment.federation.teacher_view
+    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
 
 
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
@@ -121,7 +131,8 @@ def _read_key(message: Message, federation: Federation, strategy: Strategy) -> s
 
 def _participant(federation: Federation, strategy: Strategy, key: str, node_id: int) -> Participant:
     said = introduction(federation, strategy, key)
-    return Participant(card_of(federation, key), node_id, said["label-counts"], said["models"])
+    missing = federation.holdings[key].missing
+    return Participant(card_of(federation, key), node_id, said["label-counts"], missing, said["models"])
 
 
 def _below(scores: Mapping[str, float], prefix: str) -> Scores:

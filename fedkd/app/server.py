@@ -21,7 +21,7 @@ from fedkd.app.client import EVALUATE, HELLO, TRAIN, has_ensemble
 from fedkd.app.history import ClientRecord, Metrics, RoundRecord
 from fedkd.app.roster import Participant, read_roster
 from fedkd.app.state import digest, flatten
-from fedkd.app.validation import Expectation, read_evaluation, read_reply
+from fedkd.app.validation import Claim, Expectation, read_evaluation, read_reply
 from fedkd.app.wire import Packed, pack
 from fedkd.config import Experiment
 from fedkd.data.federation import build
@@ -124,9 +124,9 @@ class ServerSide:
         if asked and not accepted:
             raise RunError(_all_failed(self.server.round, failed))
         usable = [
-            Reply(self.roster[key].card, knowledge)
-            for key, knowledge in sorted(accepted.items())
-            if knowledge is not None
+            Reply(self.roster[key].card, claim.knowledge)
+            for key, claim in sorted(accepted.items())
+            if claim.knowledge is not None
         ]
         received: dict[str, int] = {}
         for reply in usable:
@@ -138,12 +138,11 @@ class ServerSide:
             expect_tensors("server.state", self.server.state)
         self._expect_finite()
         self._chain_digest()
-        return RoundRecord(self.server.round, 0.0, sorted(accepted), failed, received, dict(self._sent), self.digest)
+        steps = {key: claim.steps for key, claim in sorted(accepted.items())}
+        return RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
 
-    def _check(
-        self, asked: Mapping[int, str], replies: Iterable[Message]
-    ) -> tuple[dict[str, Knowledge | None], dict[str, str]]:
-        accepted: dict[str, Knowledge | None] = {}
+    def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
+        accepted: dict[str, Claim] = {}
         failed = dict.fromkeys(asked.values(), "no reply in time")
         for message in replies:
             key = asked.get(message.metadata.src_node_id)
@@ -153,7 +152,7 @@ class ServerSide:
                 )
                 continue
             try:
-                accepted[key], self._state_digests[key] = read_reply(message, self._expectation(key))
+                accepted[key] = read_reply(message, self._expectation(key))
             except KnowledgeError as error:
                 failed[key] = str(error)
                 LOG.warning(
@@ -161,6 +160,7 @@ class ServerSide:
                 )
                 continue
             self.versions[key] = self.server.round
+            self._state_digests[key] = accepted[key].state
             del failed[key]
         return accepted, failed
 
@@ -174,7 +174,13 @@ class ServerSide:
             weights=layout(self.server.models[student].spec, self.federation.like.dtype) if student else {},
         )
         return Expectation(
-            key, self.server.round, card.num_samples, self.strategy.card.up, contract, self.federation.like.dtype
+            key,
+            self.server.round,
+            card.num_samples,
+            self.strategy.card.up,
+            contract,
+            self.federation.like.dtype,
+            self.strategy.card.up_is_optional,
         )
 
     # -- evaluate -------------------------------------------------------------------------------------------------

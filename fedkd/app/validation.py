@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Message
@@ -30,6 +31,7 @@ class Expectation:
         round: number of the round.
         num_samples: what the client said of its shard before round one.
         kind: type of the payload, or the parts of a bundle by name; None if nothing travels.
+        optional: whether it may send nothing instead.
         contract: shapes, classes, public subset.
         dtype: the experiment's floating-point type; a wider one would change the type of every result.
     """
@@ -40,10 +42,25 @@ class Expectation:
     kind: Payload | None
     contract: Contract
     dtype: torch.dtype
+    optional: bool = False
 
 
-def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | None, str]:
-    """Return a reply's payload and the digest of the client's state.
+class Claim(NamedTuple):
+    """What a reply says, when it has been checked.
+
+    Attributes:
+        knowledge: the payload.
+        state: SHA-256 of the client's state.
+        steps: gradient steps that the client took.
+    """
+
+    knowledge: Knowledge | None
+    state: str
+    steps: int
+
+
+def read_reply(message: Message, expected: Expectation) -> Claim:
+    """Return what a reply says.
 
     Raises:
         KnowledgeError: the reply must not count; the message says why.
@@ -52,17 +69,21 @@ def read_reply(message: Message, expected: Expectation) -> tuple[Knowledge | Non
         header = _checked_header(message, expected.client, expected.round)
         _expect_equal(header, "num-samples", expected.num_samples)
         kind = payload_type(expected.kind)
-        _expect_equal(header, "kind", kind.__name__ if kind else "")
+        if not (expected.optional and header.get("kind") == ""):
+            _expect_equal(header, "kind", kind.__name__ if kind else "")
         state = header.get("state")
         if not (isinstance(state, str) and re.fullmatch("[0-9a-f]{64}", state)):
             raise KnowledgeError(f"state: expected a SHA-256, found {state!r:.80}")
+        steps = header.get("steps")
+        if type(steps) is not int or steps < 0:
+            raise KnowledgeError(f"steps: expected a whole number from 0 on, found {steps!r:.80}")
         knowledge = knowledge_of(message.content)
         if knowledge is not None:
             _check_parts(knowledge, expected.kind)
             knowledge.check(expected.contract)
             _check_width(knowledge, expected.dtype)
             _check_weight(knowledge, expected.num_samples)
-        return knowledge, state
+        return Claim(knowledge, state, steps)
 
 
 def read_evaluation(

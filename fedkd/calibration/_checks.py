@@ -1,7 +1,8 @@
 """What measures of calibration expect of their arguments."""
 
-import torch
 from torch import Tensor
+
+from fedkd.checks import expect_labels, expect_numbers, expect_shape
 
 
 def expect_pairs(name: str, rows: Tensor, labels: Tensor) -> None:
@@ -11,13 +12,7 @@ def expect_pairs(name: str, rows: Tensor, labels: Tensor) -> None:
         ValueError: a shape or type does not fit, there is no sample or no such class, or a number is not finite.
     """
     expect_rows(name, rows)
-    if tuple(labels.shape) != tuple(rows.shape[:1]):
-        raise ValueError(f"labels: expected shape {tuple(rows.shape[:1])}, found {tuple(labels.shape)}.")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected int64, found {labels.dtype}.")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= rows.shape[1]:
-        raise ValueError(f"labels: expected class numbers from 0 to {rows.shape[1] - 1}, found {low} to {high}.")
+    expect_labels("labels", labels, *rows.shape)
 
 
 def expect_rows(name: str, rows: Tensor) -> None:
@@ -26,14 +21,8 @@ def expect_rows(name: str, rows: Tensor) -> None:
     Raises:
         ValueError: the shape or the type does not fit, or a number is not finite.
     """
-    if rows.ndim != 2 or 0 in rows.shape:  # noqa: PLR2004 - (N, C)
-        raise ValueError(f"{name}: expected shape (N, C) with N and C at least 1, found {tuple(rows.shape)}.")
-    if not rows.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point numbers, found {rows.dtype}.")
-    unfit = ~torch.isfinite(rows)
-    if unfit.any():
-        place = tuple(unfit.nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected finite numbers, found {rows[place].item()} at {place}.")
+    expect_shape(name, rows, "N", "C")
+    expect_numbers(name, rows)
 
 
 def expect_distributions(probabilities: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedkd.calibration._checks import expect_bins, expect_distributions, expect_pairs
+from fedkd.checks import expect_choice
 
 Closed = Literal["left", "right"]
 
@@ -191,24 +192,22 @@ def adaptive_calibration_error(
 
     Source: Nixon et al. 2019 (arXiv:1904.01685), eq. 6; for predictions Nguyen & O'Connor 2015 (arXiv:1508.05154).
     """
-    _expect_binnable(probabilities, labels, bins, "left")
+    _expect_binnable(probabilities, labels, bins)
+    expect_choice("of", of, ("classes", "predictions"))
     rows = _rows(probabilities)
     if of == "predictions":
         confidence, predicted = rows.max(dim=1)
         return _error_of_equal_ranges(confidence, predicted == labels, bins)
-    if of != "classes":
-        raise ValueError(f"of: expected 'classes' or 'predictions', found {of!r}.")
     errors = [_error_of_equal_ranges(rows[:, label], labels == label, bins) for label in range(rows.shape[1])]
     return torch.stack(errors).mean()
 
 
-def _expect_binnable(probabilities: Tensor, labels: Tensor, bins: int, closed: str) -> None:
+def _expect_binnable(probabilities: Tensor, labels: Tensor, bins: int, closed: str = "left") -> None:
     """Refuse arguments that cannot be sorted into bins."""
     expect_distributions(probabilities)
     expect_pairs("probabilities", probabilities, labels)
     expect_bins(bins)
-    if closed not in ("left", "right"):
-        raise ValueError(f"closed: expected 'left' or 'right', found {closed!r}.")
+    expect_choice("closed", closed, ("left", "right"))
 
 
 def _rows(probabilities: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedkd.calibration._checks import expect_pairs
+from fedkd.checks import expect_positive, expect_shape
 
 _STEPS = 200  # of a search that needs 60 at worst, when it only halves
 _RESOLUTION = 1e-12  # of the logarithm of a temperature
@@ -109,8 +110,7 @@ class Scaling:
         Raises:
             ValueError: the logits have another number of classes.
         """
-        if logits.ndim != 2 or logits.shape[1] != len(self.bias):  # noqa: PLR2004 - (N, C)
-            raise ValueError(f"logits: expected shape (N, {len(self.bias)}), found {tuple(logits.shape)}.")
+        expect_shape("logits", logits, "N", len(self.bias))
         return _scaled(logits.double(), self.weight, self.bias).to(logits.dtype)
 
 
@@ -142,8 +142,7 @@ def fit_matrix_scaling(logits: Tensor, labels: Tensor, *, penalty: float = 1e-6)
     Args:
         logits: class scores before the softmax, on held-out samples, shape ``(N, C)``.
         labels: class numbers, int64, shape ``(N,)``.
-        penalty: what is added to the loss, in nats, per squared distance from the identity; above 0, since without it
-            there are samples (all right, for one) for which no map is the best.
+        penalty: as of :func:`fit_vector_scaling`.
 
     Returns:
         The map, with a weight of shape ``(C, C)``.
@@ -179,8 +178,7 @@ def _scaled(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _fitted(logits: Tensor, labels: Tensor, identity: Tensor, penalty: float) -> Scaling:
     """Minimise a convex loss over maps, from the identity, by L-BFGS with a line search."""
-    if not 0 < penalty < math.inf:
-        raise ValueError(f"penalty: expected a finite number above 0, found {penalty}.")
+    expect_positive("penalty", penalty)
     rows = logits.detach().double()
     weight, bias = identity.clone().requires_grad_(), torch.zeros(rows.shape[1], dtype=torch.float64).requires_grad_()
     optimiser = torch.optim.LBFGS(

@@ -13,46 +13,19 @@ import torch
 from torch import Tensor
 
 from fedkd import seeding
-from fedkd.config import Experiment, Size
+from fedkd.config import Experiment
 from fedkd.data import sources
-from fedkd.data.partition import partition
+from fedkd.data.holdings import Holding, deal, views_of
 from fedkd.data.samples import Samples
 from fedkd.data.sources import DataSet
+from fedkd.data.splits import Splits, split
+from fedkd.data.views import present, shape
 from fedkd.data.views import view as view_of
-from fedkd.errors import UserError
+from fedkd.errors import UserError, unknown
 from fedkd.models import ModelSpec
 from fedkd.task import Classification, Task
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": torch.float32}
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What one client holds.
-
-    Attributes:
-        key: the client's name: the key of its randomness, state and place in every order.
-        architecture: of its student.
-        view: of the samples.
-        train: ids of its private training samples, int64, shape ``(N,)``.
-        test: ids of its own test split, int64; empty where the shard is too small for one.
-    """
-
-    key: str
-    architecture: str
-    view: str
-    train: Tensor
-    test: Tensor
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The four disjoint splits, as sample ids, int64, each of shape ``(N,)``."""
-
-    train: Tensor
-    public: Tensor
-    validation: Tensor
-    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,7 +57,7 @@ class Federation:
 
     def input_shape(self, view: str) -> tuple[int, ...]:
         """Return the shape of one sample in a view."""
-        return tuple(view_of(self.dataset, view).shape[1:])
+        return shape(self.dataset, view)
 
     @cached_property
     def like(self) -> Tensor:
@@ -109,6 +82,17 @@ class Federation:
     def private(self, key: str) -> Samples:
         """Return a client's training samples in its own view, with labels."""
         return self._held(key, "train")
+
+    def private_in(self, key: str, view: str) -> Samples:
+        """Return a client's training samples in one of the views that it holds, or in the teacher's, with labels.
+
+        Raises:
+            UserError: the client does not hold that view.
+        """
+        having = self.holdings[key].having
+        if view not in having:
+            raise UserError(f"{key}: expected a view that it holds ({', '.join(having)}), found {view!r}.")
+        return self._remember((key, "private", view), lambda: self.samples(having[view], view))
 
     def local_test(self, key: str) -> Samples:
         """Return a client's own test samples in its own view, with labels; none if it has no test split."""
@@ -178,58 +162,14 @@ def build(experiment: Experiment) -> Federation:
 @lru_cache(maxsize=2)
 def _build(text: str, dataset: DataSet) -> Federation:
     experiment = Experiment.model_validate_json(text)
-    splits = _split(experiment, dataset)
-    for name in dict.fromkeys(experiment.federation.views):
-        view_of(dataset, name)  # refuse an unknown view now, not in the middle of a round
-    return Federation(experiment, dataset, splits, _deal(experiment, dataset, splits.train))
-
-
-def _split(experiment: Experiment, dataset: DataSet) -> Splits:
-    settings, official = experiment.data, dataset.official_test
     if len(dataset.classes) < 2:  # noqa: PLR2004 - with one class there is nothing to tell apart
-        found = f"found only {dataset.classes[0]!r}"
-        raise UserError(f"data: expected two classes or more in {settings.name!r}, {found}; add samples of another.")
-    order = torch.randperm(len(dataset.labels), generator=seeding.generator(experiment.seed, "splits"))
-    if official is not None:
-        test, rest = order[official[order]], order[~official[order]]
-    else:
-        test, rest = _cut(order, settings.test, "data.test")
-    validation, rest = _cut(rest, settings.validation, "data.validation")
-    public, train = _cut(rest, settings.public, "data.public")
-    if not len(test) or not len(train):
-        raise UserError(
-            f"data: expected samples to train and to test on, found {len(train)} and {len(test)}; take less away."
-        )
-    return Splits(*(ids.sort().values for ids in (train, public, validation, test)))
-
-
-def _cut(ids: Tensor, size: Size, key: str) -> tuple[Tensor, Tensor]:
-    count = round(size * len(ids)) if size < 1 else int(size)
-    if count > len(ids):
-        raise UserError(f"{key}: expected at most {len(ids)} samples, which is what is left, found {size}.")
-    return ids[:count], ids[count:]
-
-
-def _deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, Holding]:
-    settings = experiment.federation
-    shards = partition(
-        dataset.labels[train],
-        clients=settings.clients,
-        scheme=settings.partition,
-        seed=seeding.derive_seed(experiment.seed, "partition"),
-        alpha=settings.alpha,
-        classes_per_client=settings.classes_per_client,
-        min_samples=settings.min_samples,
-        groups=None if dataset.groups is None else dataset.groups[train],
-    )
-    width = len(str(settings.clients - 1))
-    holdings: dict[str, Holding] = {}
-    for number, shard in enumerate(shards):
-        key = f"client-{number:0{width}d}"
-        source = seeding.generator(experiment.seed, "local test", key)
-        shuffled = train[shard[torch.randperm(len(shard), generator=source)]]
-        tested, trained = _cut(shuffled, experiment.data.local_test, "data.local_test")
-        architecture = settings.architectures[number % len(settings.architectures)]
-        held_view = settings.views[number % len(settings.views)]
-        holdings[key] = Holding(key, architecture, held_view, trained.sort().values, tested.sort().values)
-    return holdings
+        where, found = f"in {experiment.data.name!r}", f"found only {dataset.classes[0]!r}"
+        raise UserError(f"data: expected two classes or more {where}, {found}; add samples of another.")
+    views = views_of(experiment)
+    for name in views:
+        view_of(dataset, name)  # refuse an unknown view now, not in the middle of a round
+    for name in experiment.federation.missing:
+        if name not in views:
+            raise unknown("view", name, views, where="federation.missing")
+    splits = split(experiment, dataset, complete=present(dataset, "+".join(views)))
+    return Federation(experiment, dataset, splits, deal(experiment, dataset, splits.train))

@@ -1,76 +1,131 @@
-"""Views by name: ``image`` is a view as the data set has it, ``image@16`` the same images at 16x16."""
+"""Views by name: ``image`` is a view as the data set has it, ``image@16@jpeg30`` is one of lower quality.
+
+A name is one part, or several joined by ``+`` (``acc+gyro``). A part is a base view, followed by any number of
+transforms, each behind an ``@`` and applied left to right; :mod:`fedkd.data.transforms` has their table.
+"""
 
 import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from fedkd.data.sources import DataSet
+from fedkd.data.transforms import Place, Rows, Step, bind, in_chunks, parse_step
 from fedkd.errors import UserError, unknown
 
-_NAME = re.compile(r"(?P<base>[^@]+)(?:@(?P<size>[1-9][0-9]*))?")
-_IMAGE_RANK = 4  # (N, channels, height, width)
-_CHUNK = 4096  # images resized at a time, which bounds the memory for intermediate results
+Shape = tuple[int, ...]
 
-# Every client of a process may ask for the same view: it is resized once, and the copies are shared.
-_resized: dict[tuple[str, str, int], Tensor] = {}
+_PART = re.compile(r"(?P<base>[^@+]+)(?P<transforms>(@[^@+]*)*)")
+
+# Every client of a process may ask for the same view: it is computed once, and the copies are shared.
+_computed: dict[Hashable, Tensor] = {}
 
 
-def parse(name: str) -> tuple[str, int | None]:
-    """Split a view name into the base view and the size in pixels, None if there is no size.
+@dataclass(frozen=True)
+class Part:
+    """One part of a view's name."""
+
+    name: str
+    base: str
+    steps: tuple[Step, ...]
+
+
+def parse(name: str) -> tuple[Part, ...]:
+    """Split a view's name into its parts.
 
     Raises:
-        UserError: the name is not of the form ``base`` or ``base@size``.
+        UserError: it is not of this form, or there is no such transform.
 
     Example:
-        >>> parse("image@16"), parse("image")
-        (('image', 16), ('image', None))
+        >>> [(part.base, [step.text for step in part.steps]) for part in parse("image@16@jpeg30+audio")]
+        [('image', ['16', 'jpeg30']), ('audio', [])]
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(f"view {name!r}: expected 'base' or 'base@size' with a size of 1 or more, such as 'image@16'.")
-    return match["base"], int(match["size"]) if match["size"] else None
+    return tuple(_parse_part(name, text) for text in parts(name))
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """Split a view's name into the names of its parts."""
+    return tuple(name.split("+"))
 
 
 def view(dataset: DataSet, name: str) -> Tensor:
-    """Return one view of all samples, float32, shape ``(N, ...)``.
-
-    A size asks for square images of that many pixels, by an antialiased bilinear filter: each pixel then covers the
-    area that a camera of that resolution would have seen. The tensor is shared within the process: do not write to it.
+    """Return one view of all samples, float32; shared within the process: do not write to it.
 
     Args:
         dataset: the samples.
-        name: ``base`` or ``base@size``.
+        name: see the module.
 
     Returns:
-        The base view as it is, or images of shape ``(N, channels, size, size)``.
+        Shape ``(N, ...)``: the base view as it is if there is no transform, and ``(N, D)`` for several parts, each
+        flattened, one behind the other in the name's order.
 
     Raises:
-        UserError: the base view does not exist, holds no images, or is smaller than the size.
+        UserError: the name is wrong, a base view does not exist, or a transform does not suit it.
     """
-    base, size = parse(name)
-    if base not in dataset.views:
-        raise unknown("view", base, dataset.views, where=f"data set {dataset.name!r}")
-    original = dataset.views[base]
-    if size is None:
-        return original
-    _check_size(name, size, original)
-    key = (dataset.digest, base, size)
-    if key not in _resized:
-        _resized[key] = _resize(original, size)
-    return _resized[key]
+    parsed = parse(name)
+    if len(parsed) == 1:
+        return _values(dataset, parsed[0])
+    key = (dataset.digest, name, *(_rate(dataset, part) for part in parsed))
+    return _once(key, lambda: torch.cat([_values(dataset, part).reshape(len(dataset), -1) for part in parsed], dim=1))
 
 
-def _check_size(name: str, size: int, original: Tensor) -> None:
-    shape = tuple(original.shape)
-    if len(shape) != _IMAGE_RANK:
-        raise UserError(f"view {name!r}: expected images (N, C, H, W) to resize, found {shape}; drop the size.")
-    largest = min(shape[2:])
-    if size > largest:
-        raise UserError(f"view {name!r}: expected a size of at most {largest}, the original's, found {size}; lower it.")
+def shape(dataset: DataSet, name: str) -> Shape | tuple[Shape, ...]:
+    """Return the shape of one sample in a view, or of each part if there are several.
+
+    Raises:
+        UserError: see :func:`view`.
+    """
+    shapes = tuple(tuple(_values(dataset, part).shape[1:]) for part in parse(name))
+    return shapes if len(shapes) > 1 else shapes[0]
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    chunks = torch.split(images, _CHUNK)
-    return torch.cat([interpolate(chunk, size=(size, size), mode="bilinear", antialias=True) for chunk in chunks])
+def present(dataset: DataSet, name: str) -> Tensor:
+    """Return which samples have every part of a view, bool, shape ``(N,)``.
+
+    Raises:
+        UserError: see :func:`view`.
+    """
+    found = torch.ones(len(dataset), dtype=torch.bool)
+    for part in parse(name):
+        _base(dataset, part)
+        found &= dataset.present.get(part.base, found)
+    return found
+
+
+def _parse_part(name: str, text: str) -> Part:
+    match = _PART.fullmatch(text)
+    if match is None:
+        form = "'base' or 'base@transform', or several of these joined by '+', such as 'image@16+audio'"
+        raise UserError(f"view {name!r}: expected {form}, found {text!r}; correct the name.")
+    return Part(text, match["base"], tuple(parse_step(name, step) for step in match["transforms"].split("@")[1:]))
+
+
+def _values(dataset: DataSet, part: Part) -> Tensor:
+    base = _base(dataset, part)
+    if not part.steps:
+        return base
+    key = (dataset.digest, part.name, _rate(dataset, part))
+    return _once(key, lambda: in_chunks(_bound(dataset, part), base))
+
+
+def _bound(dataset: DataSet, part: Part) -> Rows:
+    base = _base(dataset, part)
+    return bind(Place(part.base, base, tuple(base.shape[1:]), _rate(dataset, part), dataset.digest), part.steps)
+
+
+def _base(dataset: DataSet, part: Part) -> Tensor:
+    if part.base not in dataset.views:
+        raise unknown("view", part.base, dataset.views, where=f"data set {dataset.name!r}")
+    return dataset.views[part.base]
+
+
+def _rate(dataset: DataSet, part: Part) -> float | None:
+    return dataset.rates.get(part.base)
+
+
+def _once(key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    if key not in _computed:
+        _computed[key] = compute()
+    return _computed[key]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fedkd.checks import expect_numbers
+
 _LARGEST = 1e150  # squares of float64 numbers up to here, and sums of these, are finite
 _HEAD = 16  # numbers of each teacher that nearly always tell it from the others
 _AT_ONCE = 500_000  # numbers in a block of samples, which then stays in a processor's cache
@@ -20,20 +22,16 @@ def expect_teachers(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected shape (K, N, C) with K and C at least 1, found {tuple(value.shape)}.")
 
 
-def expect_numbers(name: str, value: Tensor) -> None:
+def expect_squarable(name: str, value: Tensor) -> None:
     """Refuse what is not floating-point, not finite, or too large to be squared in float64.
 
     Raises:
         ValueError: the type, or the first number that does not fit and its place.
     """
-    if not value.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point numbers, found {value.dtype}.")
-    if torch.isfinite(value.sum()) and value.dtype != torch.float64:
-        return  # a sum is quick; it is not finite where a number is not, and rarely else
-    unfit = ~torch.isfinite(value) | (value.abs() > _LARGEST)
-    if unfit.any():
+    expect_numbers(name, value)
+    if value.dtype == torch.float64 and (unfit := value.abs() > _LARGEST).any():
         place = tuple(unfit.nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected finite numbers up to {_LARGEST:g}, found {value[place].item()} at {place}.")
+        raise ValueError(f"{name}: expected numbers up to {_LARGEST:g}, found {value[place].item()} at {place}.")
 
 
 def expect_logits(logits: Tensor) -> None:
@@ -43,7 +41,7 @@ def expect_logits(logits: Tensor) -> None:
         ValueError: the shape, the type or a number does not fit.
     """
     expect_teachers("logits", logits)
-    expect_numbers("logits", logits)
+    expect_squarable("logits", logits)
 
 
 def expect_probabilities(name: str, value: Tensor) -> None:
@@ -84,25 +82,10 @@ def expect_not_negative(name: str, value: Tensor) -> None:
         ValueError: such a number, and its place.
     """
     if value.is_floating_point():
-        expect_numbers(name, value)
+        expect_squarable(name, value)
     if value.numel() and value.amin() < 0:
         place = tuple((value < 0).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected no number below 0, found {value[place].item()} at {place}.")
-
-
-def expect_labels(labels: Tensor, samples: int, classes: int) -> None:
-    """Refuse labels that are not ``samples`` class numbers, int64.
-
-    Raises:
-        ValueError: the shape or the type does not fit, or there is no such class.
-    """
-    if tuple(labels.shape) != (samples,):
-        raise ValueError(f"labels: expected shape ({samples},), found {tuple(labels.shape)}.")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected int64, found {labels.dtype}.")
-    low, high = (int(labels.min()), int(labels.max())) if samples else (0, 0)
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels: expected class numbers from 0 to {classes - 1}, found {low} to {high}.")
 
 
 def own_order(logits: Tensor, *more: Tensor) -> list[int]:

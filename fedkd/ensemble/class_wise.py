@@ -6,7 +6,8 @@ A client that does not hold a class may leave anything in its place, NaN include
 import torch
 from torch import Tensor
 
-from fedkd.ensemble._checks import expect_teachers
+from fedkd.checks import expect_numbers, expect_shape
+from fedkd.ensemble._checks import expect_not_negative, expect_teachers
 
 
 def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tupl
         The means, shape ``(C, D)``, zero where nobody remains; and whether anybody does, bool, shape ``(C,)``.
 
     Raises:
-        ValueError: a shape does not fit, or there is no such row.
+        ValueError: a shape does not fit, a number that is looked at is not finite, or there is no such row.
 
     Source: FD, Jeong et al. 2018 (arXiv:1811.11479), algorithm 1.
     """
@@ -45,13 +46,11 @@ def weighted_class_means(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
         The means, shape ``(C, d)``, zero where no client has a sample; and the total counts, shape ``(C,)``.
 
     Raises:
-        ValueError: a shape does not fit, or a count is negative.
+        ValueError: a shape does not fit, a number that is looked at is not finite, or a count is negative.
 
     Source: prototype aggregation of FedProto, Tan et al. 2022 (arXiv:2105.00243), as a plain weighted mean.
     """
     _expect_class_wise("means", means, "counts", counts)
-    if not bool((counts >= 0).all()):
-        raise ValueError("counts: expected numbers of samples, zero or above, found a negative one or NaN.")
     weights = counts.double()[:, :, None]
     # Not a product with a zero weight: an absent row may hold anything, NaN included.
     weighted = torch.where(weights > 0, means.double() * weights, 0.0)
@@ -62,7 +61,8 @@ def weighted_class_means(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _expect_class_wise(name: str, value: Tensor, mask_name: str, mask: Tensor) -> None:
-    """Refuse class-wise knowledge that is not ``(K, C, d)`` with ``(K, C)`` beside it."""
+    """Refuse class-wise knowledge that is not ``(K, C, d)``, finite where the ``(K, C)`` beside it is above 0."""
     expect_teachers(name, value)
-    if mask.shape != value.shape[:2]:
-        raise ValueError(f"{mask_name}: expected shape {tuple(value.shape[:2])}, found {tuple(mask.shape)}.")
+    expect_shape(mask_name, mask, *value.shape[:2])
+    expect_not_negative(mask_name, mask)
+    expect_numbers(name, torch.where(mask[:, :, None] > 0, value, 0))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedkd.checks import expect_within
 from fedkd.ensemble._checks import blocks_in_own_order, expect_logits, probabilities_of
 
 _CHECK_EVERY = 20  # iterations between two looks whether a prediction is itself the median
@@ -43,8 +44,7 @@ def geometric_median(logits: Tensor, *, iterations: int = 100, tolerance: float 
     expect_logits(logits)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations: expected an integer of 1 or more, found {iterations!r}.")
-    if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance: expected a finite number, 0 or above, found {tolerance}.")
+    expect_within("tolerance", tolerance, 0)
     medians = torch.empty(logits.shape[1:], dtype=torch.float64, device=logits.device)
     for block, ordered in blocks_in_own_order(logits):
         medians[block] = _medians(probabilities_of(ordered).transpose(0, 1).contiguous(), iterations, tolerance)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedkd.checks import expect_choice, expect_positive
 from fedkd.ensemble._checks import (
     blocks_in_own_order,
     expect_logits,
@@ -81,11 +82,10 @@ def mean_standardised_logits(logits: Tensor, *, mode: Literal["paper", "code"] =
     Raises:
         ValueError: shape or type do not fit, there is no teacher, a number is not finite, or there is no such mode.
 
-    Source: logit standardisation, Sun et al. 2024 (arXiv:2403.01006), as a rule of aggregation.
+    Source: logit standardisation, Sun et al. 2024 (arXiv:2403.01427), as a rule of aggregation.
     """
     expect_logits(logits)
-    if mode not in ("paper", "code"):
-        raise ValueError(f"mode: expected 'paper' or 'code', found {mode!r}.")
+    expect_choice("mode", mode, ("paper", "code"))
     (ordered,) = in_own_order(logits)
     rows = ordered.double()
     centred = rows - rows.mean(dim=2, keepdim=True)
@@ -159,7 +159,7 @@ def reduce_entropy(probabilities: Tensor, *, temperature: float = 0.1) -> Tensor
 
     Source: ERA in DS-FL, Itahara et al. 2021 (arXiv:2008.06180).
     """
-    _expect_above_zero("temperature", temperature)
+    expect_positive("temperature", temperature)
     expect_probabilities("probabilities", probabilities)
     return torch.softmax(probabilities.double() / temperature, dim=1).to(probabilities.dtype)
 
@@ -180,7 +180,7 @@ def sharpen(probabilities: Tensor, *, exponent: float = 2.0) -> Tensor:
 
     Source: Enhanced ERA in SCARLET, Azuma et al. 2026 (arXiv:2504.19602).
     """
-    _expect_above_zero("exponent", exponent)
+    expect_positive("exponent", exponent)
     expect_probabilities("probabilities", probabilities)
     # By logarithms, so that small probabilities do not all become 0 under a large exponent.
     return torch.softmax(probabilities.double().log() * exponent, dim=1).to(probabilities.dtype)
@@ -214,9 +214,3 @@ def _mean_probabilities(logits: Tensor) -> Tensor:
     for block, ordered in blocks_in_own_order(logits):
         means[block] = probabilities_of(ordered).mean(dim=0)
     return means
-
-
-def _expect_above_zero(name: str, value: float) -> None:
-    """Refuse a setting that is not a finite number above zero."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number above 0, found {value}.")

@@ -11,7 +11,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedkd.ensemble._checks import back_in_place, expect_logits, in_own_order, own_order, probabilities_of
+from fedkd.checks import expect_choice, expect_shape, expect_within
+from fedkd.ensemble._checks import (
+    back_in_place,
+    expect_logits,
+    expect_not_negative,
+    in_own_order,
+    own_order,
+    probabilities_of,
+)
 from fedkd.ensemble.geometric import geometric_median
 
 
@@ -89,8 +97,7 @@ def cronus(logits: Tensor, *, liars: int | None = None, mode: Literal["paper", "
     most = (teachers + 1) // 2 - 1
     if liars is not None and not (isinstance(liars, int) and 0 <= liars <= most):
         raise ValueError(f"liars: expected an integer from 0 to {most} for {teachers} teachers, found {liars!r}.")
-    if mode not in ("paper", "code"):
-        raise ValueError(f"mode: expected 'paper' or 'code', found {mode!r}.")
+    expect_choice("mode", mode, ("paper", "code"))
     count = most if liars is None else liars
     (ordered,) = in_own_order(logits)
     rows = probabilities_of(ordered).transpose(0, 1).contiguous()
@@ -142,12 +149,9 @@ def exp_guard(
     expect_logits(logits)
     if not logits.shape[1]:
         raise ValueError(f"logits: expected at least one sample, found shape {tuple(logits.shape)}.")
-    if tuple(scores.shape) != (len(logits),):
-        raise ValueError(f"scores: expected shape ({len(logits)},), found {tuple(scores.shape)}.")
-    if not (torch.isfinite(scores) & (scores >= 0)).all():
-        raise ValueError(f"scores: expected finite numbers, zero or above, found {scores.tolist()}.")
-    if not 0 <= eta < float("inf"):
-        raise ValueError(f"eta: expected a finite number, 0 or above, found {eta}.")
+    expect_shape("scores", scores, len(logits))
+    expect_not_negative("scores", scores)
+    expect_within("eta", eta, 0)
     order = own_order(logits, scores)
     ordered, before = logits.detach()[order].contiguous(), scores.detach().double()[order]
     middle = centre(ordered).double()

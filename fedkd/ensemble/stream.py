@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fedkd.ensemble._checks import expect_numbers
+from fedkd.checks import expect_finite
 
 _BITS = 62  # of int64, one for the sign and one to spare
 _SMALLEST = 2.0**-100  # quantum whose inverse float32 can hold
@@ -82,7 +82,7 @@ class StreamedMean:
         if values.numel():
             low, high = (bound.item() for bound in values.detach().aminmax())
             if not max(-low, high) <= self.limit:  # holds for NaN, too
-                expect_numbers("values", values)
+                expect_finite("values", values)
                 found = max(-low, high)
                 raise ValueError(
                     f"values: expected numbers up to {self.limit:g}, found {found}; choose a larger limit."

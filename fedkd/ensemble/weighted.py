@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedkd.checks import expect_choice, expect_labels, expect_shape
 from fedkd.ensemble._checks import (
     back_in_place,
-    expect_labels,
     expect_logits,
     expect_not_negative,
     expect_weights,
@@ -52,8 +52,7 @@ def weighted_logits(logits: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         logits: outputs of ``K`` teachers, shape ``(K, N, C)``.
-        weights: zero or above, one for each teacher, shape ``(K,)``, or for each of its samples, shape ``(K, N)``;
-            they are divided by their sum over the teachers. Numbers of samples will do.
+        weights: shape ``(K,)`` or ``(K, N)``, as of :func:`weighted_probabilities`.
 
     Returns:
         Logits, shape ``(N, C)``. The order of the teachers does not change a bit.
@@ -134,8 +133,7 @@ def variance_weights(logits: Tensor, *, of: Literal["logits", "probabilities"] =
     Source: the weighted consensus of Fed-ET, Cho et al. 2022 (arXiv:2204.12703).
     """
     expect_logits(logits)
-    if of not in ("logits", "probabilities"):
-        raise ValueError(f"of: expected 'logits' or 'probabilities', found {of!r}.")
+    expect_choice("of", of, ("logits", "probabilities"))
     order = own_order(logits)
     ordered = logits.detach()[order].contiguous()
     rows = ordered.double() if of == "logits" else probabilities_of(ordered)
@@ -162,8 +160,7 @@ def class_count_weights(counts: Tensor) -> Tensor:
     Source: label weights of FedGen, Zhu et al. 2021 (arXiv:2105.10056), and of FedFTG, Zhang et al. 2022
     (arXiv:2203.09249).
     """
-    if counts.ndim != 2 or 0 in counts.shape:  # noqa: PLR2004 - (K, C)
-        raise ValueError(f"counts: expected shape (K, C) with K and C at least 1, found {tuple(counts.shape)}.")
+    expect_shape("counts", counts, "K", "C")
     expect_not_negative("counts", counts)
     order = own_order(counts[:, None])
     shares = counts.detach().double()[order]
@@ -215,7 +212,7 @@ def ca_mkd_weights(logits: Tensor, labels: Tensor) -> Tensor:
     Source: CA-MKD, Zhang et al. 2022 (arXiv:2201.00007), section 2.
     """
     expect_logits(logits)
-    expect_labels(labels, *logits.shape[1:])
+    expect_labels("labels", labels, *logits.shape[1:])
     order = own_order(logits)
     log_probabilities = torch.log_softmax(logits.detach()[order].double(), dim=2)
     losses = -log_probabilities.gather(2, labels.expand(len(order), -1)[:, :, None]).squeeze(2)
@@ -298,16 +295,14 @@ def by_label_counts(logits: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
     (arXiv:2203.09249).
     """
     _expect_counts(logits, counts)
-    expect_labels(labels, *logits.shape[1:])
+    expect_labels("labels", labels, *logits.shape[1:])
     return weighted_logits(logits, class_count_weights(counts)[:, labels])
 
 
 def _expect_counts(logits: Tensor, counts: Tensor) -> None:
     """Refuse counts that are not ``(K, C)`` for logits ``(K, N, C)``."""
     expect_logits(logits)
-    expected = (logits.shape[0], logits.shape[2])
-    if tuple(counts.shape) != expected:
-        raise ValueError(f"counts: expected shape {expected}, found {tuple(counts.shape)}.")
+    expect_shape("counts", counts, logits.shape[0], logits.shape[2])
 
 
 def _entropies(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,11 +10,24 @@ from torch import Tensor
 from fedkd import seeding
 from fedkd.config import TrainSettings
 from fedkd.data.samples import Samples
+from fedkd.data.views import parts
 from fedkd.errors import UserError
 from fedkd.knowledge import Weights
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Ask, Fit, Loss, Objective, OnTarget, Predict
 from fedkd.optimisers import Optimiser
+
+
+class OnView(NamedTuple):
+    """A model on another view than the one that its client is dealt as a whole.
+
+    Attributes:
+        architecture: of the model.
+        view: one of those that the client holds, or the teacher's.
+    """
+
+    architecture: str
+    view: str
 
 
 @dataclass(frozen=True)
@@ -23,19 +37,26 @@ class ClientCard:
     Attributes:
         key: the client's name, the same in simulation and in deployment.
         architecture: of its student.
-        view: the view of the samples that it holds.
+        view: the view of the samples that it holds; several joined, such as ``image+audio``.
         num_samples: size of its private training shard.
+        teacher_view: the view that its teacher looks at while it trains; None: its own.
     """
 
     key: str
     architecture: str
     view: str
     num_samples: int
+    teacher_view: str | None = None
 
     @property
     def cohort(self) -> str:
         """Name of the clients with the same architecture and view."""
         return f"{self.architecture}+{self.view}"
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that it holds, singly."""
+        return parts(self.view)
 
 
 @dataclass
@@ -49,6 +70,7 @@ class Learner:
         seed: seed of everything random in this party and round.
         train: how models are trained unless the strategy says otherwise.
         ask: answers requests.
+        steps: gradient steps of this round.
     """
 
     models: dict[str, Model]
@@ -57,6 +79,7 @@ class Learner:
     seed: int
     train: TrainSettings
     ask: Ask
+    steps: int = field(default=0, init=False)
     _asked: int = field(default=0, init=False)
 
     def fit(
@@ -102,6 +125,7 @@ class Learner:
         )
         if len(samples) and request.epochs:
             self.models.update(self.ask(request))
+            self.steps += request.steps
 
     def logits(self, samples: Samples, model: str = "student") -> Tensor:
         """Return a model's logits on the samples, shape ``(N, C)``, in evaluation mode."""

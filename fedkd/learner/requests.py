@@ -84,6 +84,11 @@ class Fit:
     autocast: bool = False
 
     @property
+    def steps(self) -> int:
+        """Number of gradient steps."""
+        return steps_of(len(self.samples), self.epochs, self.batch_size)
+
+    @property
     def key(self) -> Hashable:
         """Equal keys can be answered in one vectorised call: same models, shapes, objective and settings."""
         tensors = {**self.samples.targets, **{f"frozen {name}": t for name, t in self.frozen.items()}}
@@ -95,6 +100,19 @@ class Fit:
             identity(self.objective),
             (self.epochs, self.batch_size, self.optimiser, self.autocast),
         )
+
+
+def steps_of(samples: int, epochs: int, batch_size: int) -> int:
+    """Return the number of gradient steps of a fit: a last batch of one sample joins the one before it.
+
+    Args:
+        samples: number of samples.
+        epochs: passes over them.
+        batch_size: samples per step.
+    """
+    full, rest = divmod(samples, batch_size)
+    joined = rest == 1 and full > 0 and batch_size > 1
+    return epochs * (full + (rest > 0) - joined)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Losses, by the field's taxonomy: what the student learns from the teacher's outputs and from its features."""
 
-from fedkd.losses._checks import values_unchecked as values_unchecked
+from fedkd.checks import values_unchecked as values_unchecked
 from fedkd.losses.data_free import activation as activation
 from fedkd.losses.data_free import batchnorm_statistics as batchnorm_statistics
 from fedkd.losses.data_free import dfad_generator as dfad_generator

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from fedkd.losses._checks import expect_finite, expect_numbers, expect_shape, wide
+from fedkd.checks import expect_finite, expect_numbers, expect_shape
+from fedkd.losses._numerics import wide
 
 Names = tuple[str, str]
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_numbers, expect_positive, expect_shape, wide
+from fedkd.checks import expect_numbers, expect_positive, expect_shape
+from fedkd.losses._numerics import wide
 
 
 def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:

@@ -8,7 +8,13 @@ import math
 import torch
 from torch import Tensor
 
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
 _SMALLEST_NORM = 1e-12
+
+
+def wide(value: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, and any other as it is: losses compute in float32 or wider."""
+    return value.float() if value.dtype in _LOW_PRECISION else value
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_shape, wide
+from fedkd.checks import expect_choice, expect_numbers, expect_shape
 from fedkd.losses._logits import at, divergence, received
+from fedkd.losses._numerics import wide
 
 
 def one_hot(teacher: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ run inside ``torch.func.vmap`` and ``torch.func.grad``.
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_labels, expect_positive
+from fedkd.checks import expect_labels, expect_number, expect_positive
 from fedkd.losses._logits import at, divergence, received_pair, without
 
 
@@ -38,13 +38,15 @@ def dkd(
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: a shape does not fit, a value is not finite, a label is outside ``[0, C)``, or the temperature is
-            not above 0.
+        ValueError: a shape does not fit, a value is not finite, a label is outside ``[0, C)``, or a setting is out of
+            range.
 
     Source: Zhao et al. 2022 (arXiv:2203.08679), eq. 7. The paper warms the whole term up, ``min(epoch / 20, 1)``.
     """
     student, teacher = received_pair(student, teacher, classes=2)
     expect_labels("labels", labels, *student.shape)
+    expect_number("alpha", alpha)
+    expect_number("beta", beta)
     expect_positive("temperature", temperature)
     target = temperature**2 * _target_divergence(student / temperature, teacher / temperature, labels)
     others = divergence(without(student, labels), without(teacher, labels), temperature)
@@ -55,6 +57,7 @@ def not_true(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: f
     """Distillation over the classes that are not the label: ``T^2 * KL``, averaged over the batch.
 
     The student keeps what the teacher knows about the other classes, while the label is left to the cross-entropy.
+    The authors' code has no factor ``T^2``.
 
     Args:
         student: logits of the student, shape ``(N, C)``, two classes or more; with two the loss is zero.

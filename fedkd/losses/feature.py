@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedkd.checks import expect_choice, expect_labels, expect_numbers, expect_positive, expect_shape
 from fedkd.losses._arguments import alike
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_positive, expect_shape, wide
-from fedkd.losses._numerics import pooled
+from fedkd.losses._numerics import pooled, wide
 
 _REVIEW_LEVELS = (4, 2, 1)
 _SMALLEST_TAIL = 1e-3
@@ -134,13 +134,15 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
         One value at most 0 for each channel, shape ``(C,)``.
 
     Raises:
-        ValueError: the module has no weight and bias.
+        ValueError: the module has no weight and bias, or one that is not finite.
 
     Source: Heo et al. 2019 (arXiv:1904.01866), section 3.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
         raise ValueError(f"batchnorm: expected a BatchNorm with weight and bias, found {batchnorm}.")
+    expect_numbers("batchnorm.weight", weight)
+    expect_numbers("batchnorm.bias", bias)
     mean, deviation = bias.detach().double(), weight.detach().double().abs()
     flat = deviation == 0  # such a channel is constant
     ratio = mean / torch.where(flat, 1.0, deviation)
@@ -202,7 +204,7 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
         The loss in squared units of the features, a scalar.
 
     Raises:
-        ValueError: a shape does not fit, or a feature is not a finite number.
+        ValueError: a shape does not fit, a number that is looked at is not finite, or there is no such class.
 
     Source: regularisation term of FedProto, Tan et al. 2022 (arXiv:2105.00243), with the mean over entries that the
     public code takes.
@@ -210,8 +212,9 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
     expect_shape("features", features, "N", "d")
     expect_shape("prototypes", prototypes, "C", features.shape[1])
     expect_shape("present", present, len(prototypes))
-    expect_shape("labels", labels, len(features))
+    expect_labels("labels", labels, len(features), len(prototypes))
     expect_numbers("features", features)
+    expect_numbers("prototypes", torch.where(present[:, None], prototypes, 0))
     features, prototypes = wide(features), wide(prototypes)
     # Without a prototype a sample is its own target: zero loss and zero gradient, and no shape depends on the data.
     held = present[labels][:, None]

@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedkd.checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import maps
-from fedkd.losses._checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._numerics import products, root, to_smaller, unit
 
 Pair = tuple[Tensor, Tensor]

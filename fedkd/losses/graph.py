@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedkd.checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import rows
-from fedkd.losses._checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._numerics import distances, products
 
 _WIDTH_IN_CODE = 100

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fedkd.checks import expect_labels, expect_numbers, expect_positive, expect_shape
 from fedkd.losses._arguments import alike, expect_all_positive, rows
-from fedkd.losses._checks import expect_positive, expect_shape, wide
-from fedkd.losses._numerics import products, unit
+from fedkd.losses._numerics import products, unit, wide
 
 _VARIANCE_FLOOR = 1e-5
 _CRD_EPS = 1e-7
@@ -56,8 +56,12 @@ def vid_variance(raw: Tensor) -> Tensor:
     Args:
         raw: any shape.
 
+    Raises:
+        ValueError: a value is not a finite number.
+
     Source: Ahn et al. 2019 (arXiv:1904.05835), section 2, with the floor of the authors' code.
     """
+    expect_numbers("raw", raw)
     return softplus(wide(raw)) + _VARIANCE_FLOOR
 
 
@@ -67,7 +71,8 @@ def vid_start(variance: float = 5.0) -> float:
     Raises:
         ValueError: the variance is not above the floor of 1e-5.
     """
-    expect_positive("variance - 1e-5", variance - _VARIANCE_FLOOR)
+    if not _VARIANCE_FLOOR < variance < math.inf:
+        raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance}.")
     return variance - _VARIANCE_FLOOR + math.log(-math.expm1(_VARIANCE_FLOOR - variance))
 
 
@@ -192,7 +197,12 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def _expect_contrast(memory: CrdMemory, contrast: Tensor, student: Tensor) -> None:
     expect_shape("memory.student", memory.student, "M", student.shape[1])
     expect_shape("memory.teacher", memory.teacher, *memory.student.shape)
+    expect_shape("memory.student_scale", memory.student_scale)
+    expect_shape("memory.teacher_scale", memory.teacher_scale)
+    for name, value in zip(memory._fields, memory, strict=True):
+        expect_numbers(f"memory.{name}", value)
     expect_shape("contrast", contrast, len(student), "K")
+    expect_labels("contrast", contrast.flatten(), contrast.numel(), len(memory.student), of="row numbers")
 
 
 def _scores(

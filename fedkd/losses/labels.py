@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_labels, expect_positive, expect_within
+from fedkd.checks import expect_choice, expect_labels, expect_positive, expect_within
 from fedkd.losses._logits import at, received
 
 

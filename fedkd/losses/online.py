@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_shape, expect_within
+from fedkd.checks import expect_choice, expect_finite, expect_numbers, expect_shape, expect_within
 from fedkd.losses._logits import divergence, received, received_pair
 
 
@@ -129,19 +129,23 @@ def ema_update(
         decay: the largest ``a``, from 0 to 1.
 
     Raises:
-        ValueError: names or shapes differ, or ``step`` or ``decay`` is outside its range.
+        ValueError: names or shapes differ, a number is not finite, or ``step`` or ``decay`` is outside its range.
 
-    Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code.
+    Source: Tarvainen & Valpola 2017 (arXiv:1703.01780), section 2, with the first steps as in the authors' code, which
+    counts the step just taken: its first update is ``step=1`` here, and keeps half of the average.
     """
     if average.keys() != current.keys():
         odd = sorted(average.keys() ^ current.keys())
         raise ValueError(f"current: expected the names of average, found only on one side: {', '.join(odd)}.")
-    expect_within("step", step, 0, math.inf)
+    expect_within("step", step, 0)
     expect_within("decay", decay, 0, 1)
     keep = min(1 - 1 / (step + 1), decay)
     updated = {}
     for name, value in current.items():
         expect_shape(f"current[{name!r}]", value, *average[name].shape)
+        expect_finite(f"current[{name!r}]", value)
+        if keep:  # else it has no say
+            expect_finite(f"average[{name!r}]", average[name])
         updated[name] = _blend(average[name].detach(), value.detach(), keep)
     return updated
 
@@ -158,8 +162,8 @@ def ramp_up(time: float, *, length: float) -> float:
 
     Source: Laine & Aila 2017 (arXiv:1610.02242), section 3.1; Tarvainen & Valpola 2017.
     """
-    expect_within("time", time, 0, math.inf)
-    expect_within("length", length, 0, math.inf)
+    expect_within("time", time, 0)
+    expect_within("length", length, 0)
     if time >= length:
         return 1.0
     return math.exp(-5 * (1 - time / length) ** 2)

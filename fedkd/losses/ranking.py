@@ -4,14 +4,13 @@ Pure functions like all losses: they return a scalar, never change their argumen
 run inside ``torch.func.vmap`` and ``torch.func.grad``. A row holds the scores of ``C`` items for one query.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedkd.losses._checks import expect_choice, expect_numbers, expect_positive, expect_shape, expect_within, wide
+from fedkd.checks import expect_choice, expect_numbers, expect_positive, expect_shape, expect_within
 from fedkd.losses._logits import received_pair
+from fedkd.losses._numerics import wide
 
 
 def listnet(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -154,7 +153,7 @@ def teacher_bounded_regression(student: Tensor, teacher: Tensor, targets: Tensor
         expect_shape(name, value, *student.shape)
         expect_numbers(name, value)
     expect_numbers("student", student)
-    expect_within("margin", margin, 0, math.inf)
+    expect_within("margin", margin, 0)
     student = wide(student)
     wanted = targets.detach().to(student.dtype)
     error = (student - wanted).square().sum(dim=1)

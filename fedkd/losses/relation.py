@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
+from fedkd.checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import alike, rows
-from fedkd.losses._checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._numerics import distances, products, root, unit
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedkd.losses._checks import expect_choice, expect_positive
+from fedkd.checks import expect_choice, expect_positive
 from fedkd.losses._logits import divergence, received_pair
 
 

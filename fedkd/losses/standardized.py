@@ -7,7 +7,7 @@ run inside ``torch.func.vmap`` and ``torch.func.grad``.
 import torch
 from torch import Tensor
 
-from fedkd.losses._checks import expect_choice, expect_positive
+from fedkd.checks import expect_choice, expect_number, expect_positive
 from fedkd.losses._logits import divergence, received_pair
 
 
@@ -39,11 +39,13 @@ def dist(
         The loss, without unit, a scalar.
 
     Raises:
-        ValueError: a shape does not fit, a value is not finite, or ``temperature`` or ``eps`` is not above 0.
+        ValueError: a shape does not fit, a value is not finite, or a setting is out of range.
 
     Source: Huang et al. 2022 (DIST, arXiv:2205.10536), section 4; eps as in the authors' code.
     """
     student, teacher = received_pair(student, teacher)
+    expect_number("beta", beta)
+    expect_number("gamma", gamma)
     expect_positive("temperature", temperature)
     expect_positive("eps", eps)
     student, teacher = torch.softmax(student / temperature, dim=1), torch.softmax(teacher / temperature, dim=1)

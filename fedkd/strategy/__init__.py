@@ -2,6 +2,7 @@
 
 from fedkd.config import StrategySettings as StrategySettings
 from fedkd.learner.base import ClientCard as ClientCard
+from fedkd.learner.base import OnView as OnView
 from fedkd.learner.client import Client as Client
 from fedkd.learner.server import Reply as Reply
 from fedkd.learner.server import Server as Server

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.config import StrategySettings, validate
 from fedkd.data.samples import Samples
 from fedkd.knowledge import Bundle, Knowledge
-from fedkd.learner.base import ClientCard
+from fedkd.learner.base import ClientCard, OnView
 from fedkd.learner.client import Client
 from fedkd.learner.requests import Answer, Fit, Request
 from fedkd.learner.server import Server
@@ -61,7 +61,7 @@ class Probe(Strategy):
         self._inner = found(validate(found.Settings, self.settings.settings, where=self.settings.of)).sealed()
         self.card = self._inner.card  # type: ignore[misc]  # that of what it watches
 
-    def client_models(self, client: ClientCard) -> Mapping[str, str]:
+    def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
         """Return the watched strategy's."""
         return self._inner.client_models(client)
 

@@ -13,9 +13,10 @@ from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.errors import UserError
 from fedkd.knowledge import Bundle, Knowledge, Weights
-from fedkd.learner.base import ClientCard
+from fedkd.learner.base import ClientCard, OnView
 from fedkd.learner.client import Client
 from fedkd.learner.server import Reply, Server
+from fedkd.models import ModelSpec
 
 Replies = Sequence[Reply[Any]]
 Payload = type[Knowledge] | Mapping[str, type[Knowledge]]
@@ -88,6 +89,7 @@ class MethodCard:
         down: what a client receives.
         traffic: bytes per client and round, as a formula (``M`` public samples, ``C`` classes, ``d`` feature width,
             ``P`` parameters; four bytes per number, eight per id); empty if not stated, or if nothing travels.
+        up_is_optional: whether a client may send nothing in a round, as one that only learns does.
         needs_public_set: whether clients must see a public set.
         needs_public_labels: whether it must be labelled.
         heterogeneous_models: whether clients may differ in architecture.
@@ -103,6 +105,7 @@ class MethodCard:
     up: Payload | None = None
     down: Payload | None = None
     traffic: str = ""
+    up_is_optional: bool = False
     needs_public_set: bool = False
     needs_public_labels: bool = False
     heterogeneous_models: bool = True
@@ -151,8 +154,11 @@ class Strategy(ABC):
 
     # -- client half --------------------------------------------------------------------------------------------------
 
-    def client_models(self, client: ClientCard) -> Mapping[str, str]:
-        """Return the architectures of a client's models, by model name; one model ``student`` unless overridden."""
+    def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
+        """Return the architectures of a client's models, by model name; one model ``student`` unless overridden.
+
+        A model sees the client's view, unless it is told another one: ``OnView(architecture, view)``.
+        """
         return {"student": client.architecture}
 
     def client_setup(self, client: Client) -> None:  # noqa: B027 - most methods have no set-up phase
@@ -212,6 +218,15 @@ class Strategy(ABC):
     def ensemble(self, logits: Tensor) -> Tensor | None:
         """Combine the clients' logits ``(K, N, C)`` to the teacher ensemble's, ``(N, C)``; None if there is none."""
         return None
+
+
+def model_specs(strategy: Strategy, federation: Federation, client: ClientCard) -> dict[str, ModelSpec]:
+    """Return the specifications of a client's models, by model name."""
+    models = {
+        name: model if isinstance(model, OnView) else OnView(model, client.view)
+        for name, model in strategy.client_models(client).items()
+    }
+    return {name: federation.model_spec(model.architecture, model.view) for name, model in models.items()}
 
 
 def _caches(value: object) -> bool:

@@ -102,7 +102,7 @@ def check_card(strategy: str | type[Strategy]) -> None:
     for way, kind in (("up", card.up), ("down", card.down)):
         parts = kind.values() if isinstance(kind, Mapping) else [kind]
         known = kind is None or all(part in KINDS.values() for part in parts)
-        expect(known, found, f"card.{way}: expected one of {', '.join(KINDS)} or None, found {kind!r}")
+        expect(known, found, f"card.{way}: expected one of {', '.join(sorted(KINDS))} or None, found {kind!r}")
     silent = card.up is None and card.down is None
     contradicts = card.traffic not in {"", "0"} if silent else card.traffic == "0"
     expect(not contradicts, found, f"card.traffic: {card.traffic!r} contradicts card.up and card.down")

@@ -106,7 +106,7 @@ def described(knowledge: Knowledge | None) -> object:
 def test_what_is_read_is_what_was_written(tmp_path: Path, first: Snapshot, common: Knowledge | None) -> None:
     odd = {"z/é": torch.ones(2, dtype=torch.bfloat16), "model/student/x": torch.tensor(3), "a b": torch.empty(0, 3)}
     scores = {"accuracy": 0.1 + 0.2, "nll": 1e-300}
-    client = ClientRecord("client-1", "mlp", "image@4", 0, [0, 2], scores, None)
+    client = ClientRecord("client-1", "mlp", "image@4", 0, {"image@4": 2}, [0, 2], scores, None)
     snapshot = after(first, 7, state=odd, common=common, clients=[client, *first.clients])
 
     Checkpoints(tmp_path).save(snapshot, state_of)
@@ -117,7 +117,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, first: Snapshot, commo
 
 
 def test_a_server_without_anything_can_be_written(tmp_path: Path) -> None:
-    nothing = Snapshot(RoundRecord(1, 0.5, [], {}, {}, {}, "d"), [], {}, {}, None, {}, {})
+    nothing = Snapshot(RoundRecord(1, 0.5, {}, {}, {}, {}, "d"), [], {}, {}, None, {}, {})
 
     Checkpoints(tmp_path).save(nothing, state_of)
 

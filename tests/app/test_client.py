@@ -18,7 +18,7 @@ from fedkd.config import Experiment
 from fedkd.data.samples import Samples
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Knowledge, SoftLabels
-from fedkd.learner.fit import predict
+from fedkd.learner.fit import batches, predict
 from fedkd.learner.model_file import to_module
 from fedkd.learner.requests import Predict
 from fedkd.strategy import Client, MethodCard, Replies, Server, Strategy
@@ -175,6 +175,7 @@ def test_a_reply_says_who_when_and_what() -> None:
         "round": 1,
         "client": "client-3",
         "num-samples": len(side.federation.holdings["client-3"].train),
+        "steps": len(batches(len(side.federation.private("client-3")), 1, 32, seed=0)),
         "state": digest(outcome.state or {}),
     }
     student = client_models(side.experiment, {"client-3": outcome.state})["client-3"]["student"]

@@ -10,7 +10,7 @@ from fedkd.app.history import ClientRecord, RoundRecord, plain, summarise_run
 
 def a_round(number: int, up: dict[str, int], down: dict[str, int], accuracy: float = 0.5) -> RoundRecord:
     metrics = {"clients_global": {"accuracy": accuracy, "nll": math.nan}, "ensemble_global": None}
-    return RoundRecord(number, 1.5, ["a", "b"], {"c": "why"}, up, down, f"digest-{number}", metrics)
+    return RoundRecord(number, 1.5, {"a": 3, "b": 0}, {"c": "why"}, up, down, f"digest-{number}", metrics)
 
 
 def test_a_round_is_one_json_object() -> None:
@@ -21,7 +21,7 @@ def test_a_round_is_one_json_object() -> None:
     assert json.loads(text) == {
         "round": 1,
         "seconds": 1.5,
-        "participants": ["a", "b"],
+        "participants": {"a": 3, "b": 0},
         "failed": {"c": "why"},
         "bytes_up": {"SoftLabels": 7},
         "bytes_down": {},
@@ -33,17 +33,18 @@ def test_a_round_is_one_json_object() -> None:
 
 
 def test_a_round_that_was_not_evaluated_says_so() -> None:
-    assert RoundRecord(1, 0.0, [], {}, {}, {}, "").to_json()["metrics"] is None
+    assert RoundRecord(1, 0.0, {}, {}, {}, {}, "").to_json()["metrics"] is None
 
 
 def test_a_client_is_one_json_object() -> None:
-    record = ClientRecord("a", "mlp", "image", 3, (1, 2), {"nll": math.inf}, None)
+    record = ClientRecord("a", "mlp", "image", 3, {"image": 4}, (1, 2), {"nll": math.inf}, None)
 
     assert json.loads(json.dumps(record.to_json(), allow_nan=False)) == {
         "client": "a",
         "architecture": "mlp",
         "view": "image",
         "num_samples": 3,
+        "missing": {"image": 4},
         "label_counts": [1, 2],
         "global": {"nll": None},
         "local": None,
@@ -88,6 +89,6 @@ def test_the_summary_takes_the_last_rounds_metrics_and_all_rounds_bytes() -> Non
 
 @pytest.mark.parametrize("local", [None, {"accuracy": 0.1 + 0.2, "nll": 1e-300}])
 def test_a_clients_record_survives_json(local: dict[str, float] | None) -> None:
-    record = ClientRecord("a", "mlp", "image@4", 3, [1, 2], {"accuracy": 1 / 3}, local)
+    record = ClientRecord("a", "mlp", "image@4", 3, {}, [1, 2], {"accuracy": 1 / 3}, local)
 
     assert ClientRecord.from_json(json.loads(json.dumps(record.to_json()))) == record

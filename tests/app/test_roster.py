@@ -181,7 +181,7 @@ def test_when_nobody_answers_the_run_stops() -> None:
 
 
 def test_scores_are_recorded_by_where_they_were_measured() -> None:
-    participant = Participant(ClientCard("a", "mlp", "image", 3), 1, [1, 2], 1)
+    participant = Participant(ClientCard("a", "mlp", "image", 3), 1, [1, 2], {"image": 4}, 1)
 
     record = participant.record({"global/accuracy": 0.5, "global/nll": 2.0, "local/accuracy": 0.25})
 
@@ -190,6 +190,7 @@ def test_scores_are_recorded_by_where_they_were_measured() -> None:
         "architecture": "mlp",
         "view": "image",
         "num_samples": 3,
+        "missing": {"image": 4},
         "label_counts": [1, 2],
         "global": {"accuracy": 0.5, "nll": 2.0},
         "local": {"accuracy": 0.25},

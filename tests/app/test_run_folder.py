@@ -44,7 +44,7 @@ def generations(*rounds: int) -> set[str]:
 
 
 def a_round(number: int) -> RoundRecord:
-    return RoundRecord(number, 0.0, ["a"], {}, {}, {}, "digest")
+    return RoundRecord(number, 0.0, {"a": 1}, {}, {}, {}, "digest")
 
 
 def test_a_run_leaves_all_that_it_was_and_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A reply is a claim: read alone here; what a bad one does to a run is in test_server."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from fedkd.strategy.base import Payload
 IDS = torch.tensor([4, 7, 9])
 CONTRACT = Contract(classes=2, feature_width=3, public_ids=IDS, weights={})
 STATE = "0123456789abcdef" * 4
-HEADER: Mapping[str, Any] = {"round": 5, "client": "a", "num-samples": 30, "state": STATE}
+HEADER: Mapping[str, Any] = {"round": 5, "client": "a", "num-samples": 30, "state": STATE, "steps": 7}
 SOFT = SoftLabels(IDS, torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
 
 
@@ -31,16 +32,26 @@ def reply(records: RecordDict | Error, type_: str = "train") -> Message:
 
 
 def test_an_honest_reply_is_read() -> None:
-    knowledge, state = read_reply(reply(pack(HEADER, SOFT)), expected())
+    knowledge, state, steps = read_reply(reply(pack(HEADER, SOFT)), expected())
 
     assert isinstance(knowledge, SoftLabels)
     assert torch.equal(knowledge.logits, SOFT.logits)
     assert torch.equal(knowledge.ids, IDS)
-    assert state == STATE
+    assert (state, steps) == (STATE, 7)
 
 
 def test_an_honest_reply_without_payload_is_read() -> None:
-    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE)
+    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
+
+
+def test_nothing_is_read_only_where_it_may_be_sent() -> None:
+    optional = replace(expected(), optional=True)
+    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER, SOFT)), optional).knowledge is not None
+    with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found ''"):
+        read_reply(reply(pack(HEADER)), expected())
+    with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found 'Prototypes'"):
+        read_reply(reply(pack(HEADER, PROTOS)), optional)
 
 
 @pytest.mark.parametrize(("name", "value"), [("round", True), ("round", 1.0), ("num-samples", 30.0), ("client", 1)])
@@ -74,7 +85,7 @@ def test_no_reply_is_wider_than_the_experiment(dtype: torch.dtype, agreed: torch
     message = reply(pack(HEADER, SoftLabels(IDS, SOFT.logits.to(dtype))))
 
     if counts:
-        knowledge, _ = read_reply(message, expected(dtype=agreed))
+        knowledge = read_reply(message, expected(dtype=agreed)).knowledge
         assert isinstance(knowledge, SoftLabels)
         assert knowledge.logits.dtype == dtype
     else:
@@ -100,7 +111,7 @@ PROTOS = Prototypes(torch.ones(2, 3), torch.tensor([10, 20]))
 
 
 def test_a_bundle_has_the_parts_that_were_agreed() -> None:
-    knowledge, _ = read_reply(reply(pack(HEADER, Bundle({"soft": SOFT, "protos": PROTOS}))), expected(PARTS))
+    knowledge, *_ = read_reply(reply(pack(HEADER, Bundle({"soft": SOFT, "protos": PROTOS}))), expected(PARTS))
 
     assert isinstance(knowledge, Bundle)
     assert set(knowledge.parts) == {"soft", "protos"}

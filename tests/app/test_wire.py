@@ -216,7 +216,7 @@ def test_a_message_without_its_payload() -> None:
 def test_a_message_of_an_unknown_kind() -> None:
     records = RecordDict({HEADER: ConfigRecord({"kind": "os.system"}), PAYLOAD: to_arrays({})})
 
-    with pytest.raises(KnowledgeError, match=r"kind: expected one of SoftLabels, .* found 'os.system'"):
+    with pytest.raises(KnowledgeError, match=r"kind: expected one of .*SoftLabels, .* found 'os.system'"):
         knowledge_of(records)
 
 

@@ -168,9 +168,9 @@ def test_refuses_settings_out_of_range() -> None:
     for bins in (0, -3, 2.5, True):
         with pytest.raises(ValueError, match=f"bins: expected an integer of 1 or more, found {bins}"):
             expected_calibration_error(rows, labels, bins=bins)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="closed: expected 'left' or 'right', found 'both'"):
+    with pytest.raises(ValueError, match="closed: expected one of 'left', 'right', found 'both'"):
         class_wise_calibration_error(rows, labels, closed="both")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="of: expected 'classes' or 'predictions', found 'rows'"):
+    with pytest.raises(ValueError, match="of: expected one of 'classes', 'predictions', found 'rows'"):
         adaptive_calibration_error(rows, labels, of="rows")  # type: ignore[arg-type]
     ten, fifteen = reliability(rows, labels, bins=10), reliability(rows, labels)
     with pytest.raises(ValueError, match="other: expected 11 bins closed left, found 16 bins closed left"):

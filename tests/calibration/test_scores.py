@@ -103,7 +103,7 @@ def test_refuses_other_labels(name: str, measure: Measure) -> None:
     rows, labels = torch.tensor(rows_for_labels()[0]), rows_for_labels()[1]
     with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), found \(3,\)"):
         measure(rows, labels[1:])
-    with pytest.raises(ValueError, match=r"labels: expected int64, found torch\.float32"):
+    with pytest.raises(ValueError, match=r"labels: expected class numbers of type int64, found torch\.float32"):
         measure(rows, labels.float())
     for label in (-1, 5):
         labels[0] = label

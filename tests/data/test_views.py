@@ -1,12 +1,13 @@
-"""Views by name: parsing, resizing and errors."""
+"""Views by name: parsing, resizing, several parts, and errors."""
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedkd.data import views
 from fedkd.data.sources import DataSet
-from fedkd.data.views import parse, view
+from fedkd.data.views import parse, present, shape, view
 from fedkd.errors import UserError
 
 
@@ -56,17 +57,85 @@ def test_without_a_size_and_at_the_original_size_nothing_changes() -> None:
     assert view(data, "gyro").shape == (2, 3, 5)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("image", ("image", None)), ("acc left@12", ("acc left", 12))])
-def test_parse(name: str, parts: tuple[str, int | None]) -> None:
-    assert parse(name) == parts
+def with_facts(data: DataSet, **facts: object) -> DataSet:
+    """Give a data set the rates and the presence of its views."""
+    for name, values in facts.items():
+        object.__setattr__(data, name, values)
+    return data
+
+
+def test_several_parts_are_flattened_and_joined() -> None:
+    images = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    gyro, height = torch.arange(12.0).reshape(2, 3, 2), torch.tensor([7.0, 8.0])
+    data = data_set(images, gyro=gyro, height=height)
+    joined = view(data, "gyro+image@2+height")
+    assert joined.shape == (2, 6 + 4 + 1)
+    assert torch.equal(joined[:, :6], gyro.flatten(1))
+    assert torch.equal(joined[:, 6:10], view(data, "image@2").flatten(1))
+    assert torch.equal(joined[:, 10], height)
+    assert shape(data, "gyro+image@2+height") == ((3, 2), (1, 2, 2), ())
+    assert view(data, "gyro+image@2+height") is joined
+
+
+def test_the_shape_of_one_part_is_that_of_its_samples() -> None:
+    data = with_facts(data_set(torch.rand(2, 3, 9, 5), audio=torch.zeros(2, 1, 800)), rates={"audio": 8000.0})
+    names = ("image", "image@4@jpeg30", "audio@4000hz", "audio@logmel", "audio@4000hz@logmel16")
+    shapes = [(3, 9, 5), (3, 4, 4), (1, 400), (1, 32, 7), (1, 16, 7)]
+    assert [shape(data, name) for name in names] == shapes
+    assert [tuple(view(data, name).shape[1:]) for name in names] == shapes
+
+
+def test_another_rate_is_another_view() -> None:
+    audio = torch.zeros(2, 1, 800)
+    slow = with_facts(data_set(torch.rand(2, 1, 2, 2), audio=audio), rates={"audio": 4000.0})
+    fast = with_facts(data_set(slow.views["image"], audio=audio), rates={"audio": 8000.0})
+    assert slow.digest != fast.digest
+    assert view(slow, "audio@2000hz").shape[-1] == 400
+    assert view(fast, "audio@2000hz").shape[-1] == 200
+
+
+def test_a_sample_is_present_with_all_its_parts() -> None:
+    data = data_set(torch.rand(3, 1, 2, 2), acc=torch.zeros(3, 4), gyro=torch.zeros(3, 4))
+    assert present(data, "acc+gyro").tolist() == [True, True, True]
+    facts = {"acc": torch.tensor([True, False, True]), "gyro": torch.tensor([True, True, False])}
+    data = with_facts(data, present=facts)
+    assert present(data, "acc+gyro").tolist() == [True, False, False]
+    assert present(data, "acc@noise0.1").tolist() == [True, False, True]
+    assert present(data, "image").tolist() == [True, True, True]
+    with pytest.raises(UserError, match="unknown view 'gyr'"):
+        present(data, "acc+gyr")
 
 
 @pytest.mark.parametrize(
-    "name", ["", "@4", "image@", "image@0", "image@-4", "image@4.0", "image@x", "image@4@4", "image@04", "image@४"]
+    ("name", "parts"),
+    [
+        ("image", [("image", [])]),
+        ("acc left@12", [("acc left", ["12"])]),
+        ("a@16@jpeg30+b+c@noise0.1", [("a", ["16", "jpeg30"]), ("b", []), ("c", ["noise0.1"])]),
+    ],
 )
+def test_parse(name: str, parts: list[tuple[str, list[str]]]) -> None:
+    assert [(part.base, [step.text for step in part.steps]) for part in parse(name)] == parts
+
+
+@pytest.mark.parametrize("name", ["", "@4", "+", "image+", "+image", "image+@4", "a++b"])
 def test_parse_refuses_other_forms(name: str) -> None:
-    with pytest.raises(UserError, match="base@size"):
+    with pytest.raises(UserError, match=r"expected 'base' or 'base@transform'.* joined by"):
         parse(name)
+
+
+@pytest.mark.parametrize("name", ["image@", "image@0", "image@4@", "gyro+image@x", "image@jpeg96+gyro"])
+def test_parse_refuses_other_transforms(name: str) -> None:
+    with pytest.raises(UserError, match=r"^view '.*': (expected a|unknown transform)"):
+        parse(name)
+
+
+def test_noise_is_the_same_in_every_process() -> None:
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+    first = view(data_set(images), "image@noise0.1").clone()
+    views._computed.clear()
+    torch.manual_seed(99)
+    assert torch.equal(view(data_set(images), "image@noise0.1"), first)
 
 
 def test_errors_name_what_was_found() -> None:

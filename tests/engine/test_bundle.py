@@ -261,7 +261,7 @@ def test_progress_tells_each_finished_round_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", Experiment(strategy="local", **SMALL))
     told: list[RoundRecord] = []
     progress = bundle._Progress(tmp_path / "run" / "rounds.jsonl", told.append)
-    records = [RoundRecord(number, 0.5, ["a"], {}, {"x": 1}, {}, "d") for number in (1, 2, 3)]
+    records = [RoundRecord(number, 0.5, {"a": 1}, {}, {"x": 1}, {}, "d") for number in (1, 2, 3)]
 
     progress.report()
     for record in records[:2]:

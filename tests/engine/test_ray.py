@@ -416,7 +416,7 @@ def test_a_run_on_its_own_ray_loses_no_word_and_leaves_nothing(tmp_path: Path) -
         assert f"{key} says hello with 1 thread" in said
         assert f"{key} warns" in said
     assert not answer["initialised"]
-    assert answer["rounds"][0]["participants"] == ["client-0", "client-2", "client-3"]
+    assert list(answer["rounds"][0]["participants"]) == ["client-0", "client-2", "client-3"]
     reason = answer["rounds"][0]["failed"]["client-1"]
     assert reason.startswith("Traceback")
     assert reason.endswith("LookupError: client-1 has lost its data")

@@ -66,5 +66,5 @@ def test_refuses_other_arguments() -> None:
     for own in (-1, 3):
         with pytest.raises(ValueError, match=f"own: expected None or a row from 0 to 2, found {own}"):
             ensemble.leave_one_out(means, present, own)
-    with pytest.raises(ValueError, match="counts: expected numbers of samples"):
+    with pytest.raises(ValueError, match="counts: expected no number below 0, found -1"):
         ensemble.weighted_class_means(means, -present.long())

@@ -184,7 +184,7 @@ def test_refuses_other_labels_and_counts(logits: Tensor) -> None:
     labels = torch.tensor(LABELS)
     with pytest.raises(ValueError, match=r"labels: expected shape \(6,\), found \(5,\)"):
         ensemble.ca_mkd(logits, labels[1:])
-    with pytest.raises(ValueError, match=r"labels: expected int64, found torch\.int32"):
+    with pytest.raises(ValueError, match=r"labels: expected class numbers of type int64, found torch\.int32"):
         ensemble.ca_mkd(logits, labels.int())
     for label in (-1, CLASSES):
         labels[0] = label
@@ -198,5 +198,5 @@ def test_refuses_other_labels_and_counts(logits: Tensor) -> None:
     negative[1, 2] = -4
     with pytest.raises(ValueError, match=r"counts: expected no number below 0, found -4 at \(1, 2\)"):
         ensemble.by_label_counts(logits, negative, torch.tensor(LABELS))
-    with pytest.raises(ValueError, match="of: expected 'logits' or 'probabilities', found 'features'"):
+    with pytest.raises(ValueError, match="of: expected one of 'logits', 'probabilities', found 'features'"):
         ensemble.by_variance(logits, of="features")  # type: ignore[arg-type]

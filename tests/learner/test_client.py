@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedkd import losses
 from fedkd.config import DataSettings, Experiment, TrainSettings
 from fedkd.data.federation import Federation, Holding, Splits
 from fedkd.data.sources import DataSet
+from fedkd.errors import UserError
 from fedkd.knowledge import SoftLabels
 from fedkd.learner.base import ClientCard
 from fedkd.learner.client import Client
@@ -27,7 +29,8 @@ def federation(data: DataSettings = DEFAULTS, dtype: str = "float32") -> Federat
     dataset = DataSet("ten", views, torch.arange(10) % 4, ("a", "b", "c", "d"))
     splits = Splits(TRAIN, PUBLIC, torch.tensor([2]), torch.tensor([0]))
     experiment = Experiment(data=data, train=TrainSettings(dtype=dtype))  # type: ignore[arg-type]
-    holdings = {"client-0": Holding("client-0", "linear", "minus", TRAIN, torch.tensor([2]))}
+    having = {"minus": TRAIN, "plus": TRAIN[:2]}
+    holdings = {"client-0": Holding("client-0", "linear", "minus", TRAIN, torch.tensor([2]), having, len(TRAIN))}
     return Federation(experiment, dataset, splits, holdings)
 
 
@@ -58,6 +61,48 @@ def test_the_public_subset_has_inputs_in_the_clients_view_and_no_labels() -> Non
     assert public.ids.tolist() == PUBLIC.tolist()
     assert public.inputs[:, 0].tolist() == [-1.0, -3.0, -5.0, -8.0, -9.0]
     assert public.targets == {}
+
+
+def test_private_samples_in_another_view_are_those_that_have_it() -> None:
+    private = client(federation()).private_in("plus")
+    assert private.ids.tolist() == [4, 6]
+    assert private.inputs[:, 0].tolist() == [4.0, 6.0]
+    assert private.labels.tolist() == [0, 2]
+    with pytest.raises(UserError, match=r"client-0: expected a view that it holds \(minus, plus\), found 'other'"):
+        client(federation()).private_in("other")
+
+
+def test_public_samples_come_in_the_clients_views_and_the_teachers_only() -> None:
+    parties = federation()
+    one = client(parties)
+    with pytest.raises(UserError, match=r"client-0: expected a view that it holds \(minus\), found 'plus'"):
+        one.next_public_subset_in("plus")
+    taught = replace(one, card=replace(one.card, teacher_view="plus"))
+    assert taught.next_public_subset_in("plus").inputs[:, 0].tolist() == [1.0, 3.0, 5.0, 8.0, 9.0]
+    received = SoftLabels(PUBLIC[:1], torch.ones(1, 4))
+    assert taught.public(received, "plus").inputs[:, 0].tolist() == [1.0]
+    with pytest.raises(UserError, match="found 'plus'"):
+        one.public(received, "plus")
+
+
+def test_held_out_samples_are_the_same_in_every_round() -> None:
+    parties = federation()
+    kept, held = client(parties).held_out(1 / 3)
+    assert (len(kept), len(held)) == (2, 1)
+    assert sorted([*kept.ids.tolist(), *held.ids.tolist()]) == TRAIN.tolist()
+    assert kept.labels.tolist() == [number % 4 for number in kept.ids.tolist()]
+    assert torch.equal(client(parties, round_=2).held_out(1 / 3)[1].ids, held.ids)
+    assert held.inputs[:, 0].tolist() == (-held.ids).tolist()
+    assert [len(part) for part in client(parties).held_out(0.5, "plus")] == [1, 1]
+    assert len(client(parties).held_out(0.0)[1]) == 0
+
+
+def test_the_steps_of_a_round_are_counted() -> None:
+    one = client(federation())
+    one.fit(one.private, losses.cross_entropy, epochs=2, batch_size=2)  # a single last sample joins its neighbours
+    one.fit(one.private, losses.cross_entropy, epochs=0)
+    one.fit(one.private, losses.cross_entropy, epochs=1, batch_size=1)
+    assert one.steps == 2 + 3
 
 
 def test_the_public_subset_is_that_of_the_round() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.data.samples import Samples
+from fedkd.learner.fit import batches
 from fedkd.learner.model import Model, Network, fresh
 from fedkd.learner.requests import Batch, Fit, OnTarget, Predict, identity
 from fedkd.models import ModelSpec
@@ -179,6 +180,14 @@ def test_the_same_code_in_another_module_is_another_function() -> None:
     assert first(1) != second(1)
     assert identity(first) != identity(second)
     assert identity(first) == identity(modules[0]["make"](5))
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
+def test_the_number_of_steps_is_that_of_the_batches(epochs: int, batch_size: int) -> None:
+    for count in range(11):
+        request = fit(samples=samples(count), epochs=epochs, batch_size=batch_size)
+        assert request.steps == len(batches(count, epochs, batch_size, seed=0))
 
 
 # -- which requests are one question

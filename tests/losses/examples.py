@@ -1,6 +1,6 @@
-"""One call of every loss on outputs, on small fixed inputs, for the tests of what holds for all of them.
+"""One call of every loss, on small fixed inputs: the registry of what is tested for all of them.
 
-Another family of losses joins by a dictionary of its own here and its name in ``EXAMPLES``.
+A new loss joins by an entry in the dictionary of its module. Numbers are of about unit size, and far from the kinks.
 """
 
 import inspect
@@ -10,38 +10,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fedkd import losses
-
-Array = npt.NDArray[np.float64]
+from tests.losses.conftest import draw
 
 N, C = 5, 4
 
-STUDENT = np.array([[0.3, -1.2, 2.0, 0.4], [1.5, 0.1, -0.4, -2.2], [-2.0, 0.7, 0.2, 1.1], [0.0, 0.9, -1.1, 0.6]])
-TEACHER = np.array([[1.0, -0.5, 0.6, -1.4], [0.2, 0.4, -1.3, 0.9], [-0.7, 1.9, 0.5, -0.3], [2.2, -0.8, 0.1, 1.2]])
-CLASSES = np.array([2, 0, 1, 3])
-"""For formulas in NumPy: logits of four samples in four classes."""
-
-
-def softmax(logits: Array) -> Array:
-    """Return the softmax along the last dimension."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def kl(first: Array, second: Array) -> Array:
-    """Return ``KL(first || second)`` along the last dimension."""
-    divergence: Array = (first * np.log(first / second)).sum(axis=-1)
-    return divergence
-
 
 def tensor(seed: int, *shape: int) -> Tensor:
-    """Return fixed float64 numbers of about unit size, far from the kinks of the losses."""
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+    return torch.from_numpy(draw(seed, *shape))
 
 
 @dataclass(frozen=True)
@@ -50,12 +30,17 @@ class Example:
 
     Attributes:
         loss: takes the arguments, and settings by name.
-        arguments: by position; tensors, or lists of them.
-        settings: by name.
+        arguments: by position; tensors, or lists and tuples of them.
+        settings: by name, tensors among them.
         trained: places of the arguments that receive the gradient; all others are constant.
         permutable: whether one permutation of the samples leaves the loss as it is.
-        batch: the dimension of the samples in each argument; ``None`` where it has none.
+        batch: in each argument the dimensions of the samples, one, two or none.
+        per_sample: settings with one entry for each sample.
         least: the smallest value that the loss can have.
+        free: places of the arguments whose width or size may differ from the student's.
+        any_rank: whether features may have any number of dimensions.
+        rounding: how much coarser than others' the result may be in low precision.
+        steepest: bound of the gradient where arguments are all alike.
     """
 
     loss: Callable[..., Tensor]
@@ -63,8 +48,13 @@ class Example:
     settings: dict[str, Any] = field(default_factory=dict)
     trained: tuple[int, ...] = (0,)
     permutable: bool = True
-    batch: tuple[int | None, ...] = (0, 0, 0)
+    batch: tuple[tuple[int, ...], ...] = ((0,), (0,), (0,))
+    per_sample: tuple[str, ...] = ()
     least: float = 0.0
+    free: tuple[int, ...] = ()
+    any_rank: bool = False
+    rounding: float = 1.0
+    steepest: float = 1e6
 
     @property
     def call(self) -> Callable[..., Tensor]:
@@ -75,6 +65,20 @@ class Example:
         """Names of the arguments."""
         return list(inspect.signature(self.loss).parameters)[: len(self.arguments)]
 
+    def for_samples(self, change: Callable[[Tensor, int], Tensor]) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """Return the call and its arguments with a change along every dimension of samples."""
+
+        def changed(value: Any, dims: tuple[int, ...]) -> Any:
+            for dim in dims:
+                value = tree_map(lambda leaf, dim=dim: change(leaf, dim), value)
+            return value
+
+        arguments = tuple(changed(value, dims) for value, dims in zip(self.arguments, self.batch, strict=False))
+        cut = {name: changed(self.settings[name], (0,)) for name in self.per_sample}
+        return partial(self.loss, **{**self.settings, **cut}), arguments
+
+
+# --- on outputs
 
 _logits = tensor(1, N, C), tensor(2, N, C)
 _probabilities = _logits[0], torch.softmax(_logits[1], dim=1)
@@ -98,20 +102,20 @@ DECOUPLED = {
     "not_true": Example(losses.not_true, (*_logits, _labels), {"temperature": 3.0}),
 }
 STANDARDIZED = {
-    "dist": Example(losses.dist, _logits, {"beta": 2.0, "temperature": 2.0}),
+    "dist": Example(losses.dist, _logits, {"beta": 2.0, "temperature": 2.0}, steepest=1e9),
     "logit_standardized_kd": Example(losses.logit_standardized_kd, _logits),
     "logit_standardized_kd-code": Example(losses.logit_standardized_kd, _logits, {"variant": "code"}),
 }
 LABELS = {
     "cross_entropy": Example(losses.cross_entropy, (_logits[0], _labels)),
     "label_smoothing": Example(losses.label_smoothing, (_logits[0], _labels)),
-    "virtual_teacher": Example(losses.virtual_teacher, (_logits[0], _labels), least=-1e-12),
+    "virtual_teacher": Example(losses.virtual_teacher, (_logits[0], _labels), least=-1e-12, rounding=10),
     "virtual_teacher-code": Example(losses.virtual_teacher, (_logits[0], _labels), {"variant": "code"}, least=-1e-12),
 }
 ONLINE = {
-    "mutual": Example(losses.mutual, (_logits[0], _peers), batch=(0, 1)),
-    "mutual-sum": Example(losses.mutual, (_logits[0], _peers), {"peers": "sum"}, batch=(0, 1)),
-    "ensemble_mutual": Example(losses.ensemble_mutual, (_logits[0], _peers), batch=(0, 1)),
+    "mutual": Example(losses.mutual, (_logits[0], _peers), batch=((0,), (1,))),
+    "mutual-sum": Example(losses.mutual, (_logits[0], _peers), {"peers": "sum"}, batch=((0,), (1,))),
+    "ensemble_mutual": Example(losses.ensemble_mutual, (_logits[0], _peers), batch=((0,), (1,))),
     "consistency": Example(losses.consistency, _logits),
     "consistency-kl": Example(losses.consistency, _logits, {"cost": "kl"}),
     "class_wise_self": Example(losses.class_wise_self, _logits),
@@ -136,14 +140,115 @@ DATA_FREE = {
     ),
     "activation": Example(losses.activation, _statistics[:1], least=-np.inf),
     "activation-paper": Example(losses.activation, _statistics[:1], {"variant": "paper"}, least=-np.inf),
-    "batchnorm_statistics": Example(losses.batchnorm_statistics, _statistics, batch=(0, None, None)),
+    "batchnorm_statistics": Example(losses.batchnorm_statistics, _statistics, batch=((0,), (), ())),
     "dfad_generator": Example(losses.dfad_generator, _logits, trained=_both, least=-np.inf),
     "dfad_generator-code": Example(losses.dfad_generator, _logits, {"variant": "code"}, trained=_both, least=-np.inf),
     "zskt_generator": Example(losses.zskt_generator, _logits, {"temperature": 2.0}, trained=_both, least=-np.inf),
     "zskt_generator-code": Example(losses.zskt_generator, _logits, {"variant": "code"}, trained=_both, least=-np.inf),
     "metadata_reconstruction": Example(losses.metadata_reconstruction, _layers),
 }
-EXAMPLES = {**RESPONSE, **DECOUPLED, **STANDARDIZED, **LABELS, **ONLINE, **RANKING, **DATA_FREE}
 
-NO_LOSSES = {"ema_update", "ramp_up", "sample_activations"}
-"""Public functions of these modules that are no losses: their own tests say what holds for them."""
+# --- on features
+
+_maps = tensor(1, N, 3, 4, 4), tensor(2, N, 6, 6, 6)
+_same_maps = tensor(3, N, 3, 5, 5), tensor(4, N, 3, 5, 5)
+_flows = (tensor(5, N, 2, 6, 6), tensor(6, N, 3, 4, 4)), (tensor(7, N, 2, 3, 3), tensor(8, N, 3, 3, 3))
+_rows = tensor(9, N, 4), tensor(10, N, 7)
+_same_rows = tensor(11, N, 4), tensor(12, N, 4)
+_margin = torch.tensor([-0.5, -0.1, -1.0], dtype=torch.float64)
+_present = torch.tensor([True, False, True, True])
+_variance = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+_memory = losses.CrdMemory(
+    torch.nn.functional.normalize(tensor(16, 9, 4)),
+    torch.nn.functional.normalize(tensor(17, 9, 4)),
+    torch.tensor(15.0, dtype=torch.float64),
+    torch.tensor(12.0, dtype=torch.float64),
+)
+_contrast = torch.tensor([[0, 3, 7], [4, 1, 2], [8, 0, 1], [2, 5, 5], [6, 7, 0]])
+_graph = torch.tensor(
+    [[0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool
+)
+
+FEATURE = {
+    "hint": Example(losses.hint, _same_maps, any_rank=True),
+    "cross_modal_l2": Example(losses.cross_modal_l2, _same_rows, any_rank=True),
+    "cross_modal_l2-code": Example(losses.cross_modal_l2, _same_maps, {"variant": "code"}, any_rank=True),
+    "activation_boundary": Example(losses.activation_boundary, _same_maps, any_rank=True),
+    "ofd": Example(losses.ofd, (*_same_maps, _margin), batch=((0,), (0,), ())),
+    "review_kd": Example(losses.review_kd, _same_maps),
+    "review_kd-stages": Example(
+        losses.review_kd, tuple([one, tensor(k, N, 2, 2, 2)] for k, one in enumerate(_same_maps))
+    ),
+    "prototype": Example(
+        losses.prototype, (_same_rows[0], tensor(13, C, 4), _present, _labels), batch=((0,), (), (), (0,))
+    ),
+}
+FEATURE_MAPS = {
+    "attention": Example(losses.attention, _maps, free=(1,)),
+    "attention-paper": Example(losses.attention, _maps, {"variant": "paper", "power": 4}, free=(1,)),
+    "factor_transfer": Example(losses.factor_transfer, _same_maps, free=(1,)),
+    "factor_transfer-squares": Example(losses.factor_transfer, _same_maps, {"norm": 2}, free=(1,)),
+    "factor_transfer-paper": Example(losses.factor_transfer, _same_maps, {"variant": "paper"}, free=(1,)),
+    "factor_transfer-paper2": Example(losses.factor_transfer, _same_maps, {"variant": "paper", "norm": 2}, free=(1,)),
+    "factor_transfer-attention": Example(losses.factor_transfer, _maps, {"variant": "attention"}, free=(1,)),
+    "fsp": Example(losses.fsp, _flows, free=(1,)),
+    "fsp-paper": Example(losses.fsp, _flows, {"variant": "paper"}, free=(1,)),
+    "nst": Example(losses.nst, _maps, free=(1,), least=-1e-12),
+}
+RELATION = {
+    "rkd_distance": Example(losses.rkd_distance, _rows, free=(1,)),
+    "rkd_angle": Example(losses.rkd_angle, _rows, free=(1,)),
+    "similarity_preserving": Example(losses.similarity_preserving, _maps, free=(1,)),
+    "correlation_congruence": Example(losses.correlation_congruence, _rows, free=(1,)),
+    "correlation_congruence-delta": Example(
+        losses.correlation_congruence, _same_rows, {"variant": "delta"}, permutable=False, any_rank=True
+    ),
+    "pkt": Example(losses.pkt, _rows, free=(1,), least=-1e-12),
+    "local_structure": Example(losses.local_structure, _rows, free=(1,)),
+    "local_structure-rbf": Example(
+        losses.local_structure, (*_rows, _graph), {"kernel": "rbf"}, free=(1,), batch=((0,), (0,), (0, 1))
+    ),
+    "local_structure-code": Example(losses.local_structure, _rows, {"variant": "code"}, free=(1,), rounding=10),
+    "local_structure-linear": Example(losses.local_structure, _rows, {"kernel": "linear"}, free=(1,)),
+    "triplet": Example(losses.triplet, (*_same_rows, tensor(14, N, 4))),
+    "triplet-raw": Example(losses.triplet, (*_same_rows, tensor(14, N, 4)), {"normalise": False, "margin": 2.0}),
+}
+INFORMATION = {
+    "vid": Example(losses.vid, _same_maps, {"variance": _variance}, least=-np.inf),
+    "vid-entries": Example(
+        losses.vid, _same_rows, {"variance": tensor(15, N, 4).exp()}, per_sample=("variance",), least=-np.inf
+    ),
+    "crd": Example(losses.crd, _same_rows, {"temperature": 0.5}),
+    "crd-symmetric": Example(losses.crd, _same_rows, {"temperature": 0.5, "symmetric": True}),
+    "crd-memory": Example(
+        losses.crd,
+        _same_rows,
+        {"temperature": 0.5, "memory": _memory, "contrast": _contrast},
+        per_sample=("contrast",),
+    ),
+}
+EXAMPLES = {
+    **RESPONSE,
+    **DECOUPLED,
+    **STANDARDIZED,
+    **LABELS,
+    **ONLINE,
+    **RANKING,
+    **DATA_FREE,
+    **FEATURE,
+    **FEATURE_MAPS,
+    **RELATION,
+    **INFORMATION,
+}
+
+NO_LOSSES = {
+    "crd_remember",
+    "ema_update",
+    "hardest_negatives",
+    "ofd_margin",
+    "ramp_up",
+    "sample_activations",
+    "vid_start",
+    "vid_variance",
+}
+"""Public functions that are no losses: their own tests say what holds for them."""

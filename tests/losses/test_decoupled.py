@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import CLASSES, STUDENT, TEACHER, Array, kl, softmax
+from tests.losses.conftest import CLASSES, STUDENT, TEACHER, Array, kl, softmax
 
 OTHERS = np.array([[c for c in range(4) if c != label] for label in CLASSES])
 Logits = tuple[Tensor, Tensor, Tensor]

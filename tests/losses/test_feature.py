@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw
 
 FEATURES = np.array([[0.5, -1.0], [2.0, 0.3], [-0.7, 1.1], [0.0, 0.4]])
 TEACHER = np.array([[1.5, 0.2], [-0.6, 0.8], [0.9, -1.3], [0.1, 0.0]])
@@ -121,13 +121,13 @@ def test_refuses_other_shapes(features: Tensor, known: tuple[Tensor, Tensor, Ten
     prototypes, present, labels = known
     with pytest.raises(ValueError, match=r"teacher: expected shape \(4, 2\), found \(4, 3\)"):
         losses.hint(features, torch.zeros(4, 3))
-    with pytest.raises(ValueError, match=r"student: expected shape \(N\), found \(\)"):
+    with pytest.raises(ValueError, match=r"student: expected shape \(N,\), found \(\)"):
         losses.hint(torch.tensor(1.0), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"prototypes: expected shape \(C, 2\), found \(3, 5\)"):
         losses.prototype(features, torch.zeros(3, 5), present, labels)
-    with pytest.raises(ValueError, match=r"present: expected shape \(3\), found \(2,\)"):
+    with pytest.raises(ValueError, match=r"present: expected shape \(3,\), found \(2,\)"):
         losses.prototype(features, prototypes, present[:2], labels)
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4\), found \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), found \(3,\)"):
         losses.prototype(features, prototypes, present, labels[:3])
 
 
@@ -262,9 +262,9 @@ def test_refuses_other_stages_margins_and_settings() -> None:
         losses.review_kd([maps, maps], [maps])
     with pytest.raises(ValueError, match=r"student: expected shape \(N, C, H, W\), found \(2, 3\)"):
         losses.review_kd(torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"margin: expected shape \(3\), found \(4,\)"):
+    with pytest.raises(ValueError, match=r"margin: expected shape \(3,\), found \(4,\)"):
         losses.ofd(maps, maps, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"margin: expected a number above 0, found 0"):
+    with pytest.raises(ValueError, match=r"margin: expected a finite number above 0, found 0"):
         losses.activation_boundary(maps, maps, margin=0)
     with pytest.raises(ValueError, match="variant: expected one of 'mean', 'code', found 'caffe'"):
         losses.cross_modal_l2(maps, maps, variant="caffe")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw, length_one
 
 OURS, THEIRS = draw(0, 4, 3, 2, 2), draw(1, 4, 5, 2, 2)
 SAME = draw(2, 4, 3, 2, 2)
@@ -22,10 +22,6 @@ def halved(maps: np.ndarray) -> np.ndarray:
     """Average every block of two by two."""
     samples, channels, height, width = maps.shape
     return maps.reshape(samples, channels, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
-
-
-def length_one(rows: np.ndarray) -> np.ndarray:
-    return rows / np.sqrt((rows**2).sum(axis=-1, keepdims=True))
 
 
 def attention_maps(maps: np.ndarray, power: float = 2) -> np.ndarray:
@@ -185,5 +181,5 @@ def test_refuses_what_does_not_fit() -> None:
         losses.attention(maps, maps, variant="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="norm: expected one of '1', '2', found '3'"):
         losses.factor_transfer(maps, maps, norm=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="power: expected a number above 0, found 0"):
+    with pytest.raises(ValueError, match="power: expected a finite number above 0, found 0"):
         losses.attention(maps, maps, power=0)

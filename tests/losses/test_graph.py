@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.feature_examples import draw
+from tests.losses.conftest import draw
 
 N = 4
 OURS, THEIRS = draw(0, N, 3), draw(1, N, 5)
@@ -80,5 +80,5 @@ def test_refuses_what_is_no_graph() -> None:
         losses.local_structure(ours, theirs, torch.ones(4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="kernel: expected one of 'distance', 'rbf', 'linear', found 'cubic'"):
         losses.local_structure(ours, theirs, kernel="cubic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sigma: expected a number above 0, found 0"):
+    with pytest.raises(ValueError, match="sigma: expected a finite number above 0, found 0"):
         losses.local_structure(ours, theirs, sigma=0)

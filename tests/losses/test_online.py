@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import STUDENT, TEACHER, kl, softmax
+from tests.losses.conftest import STUDENT, TEACHER, kl, softmax
 
 PEERS = np.stack([TEACHER, TEACHER[::-1], -TEACHER])
 
@@ -47,7 +47,7 @@ def test_a_network_alone_has_nothing_to_learn(name: str, own: Tensor, peers: Ten
     (gradient,) = torch.autograd.grad(loss, own)
     assert loss.item() == 0.0
     assert (gradient == 0).all()
-    with pytest.raises(ValueError, match=r"peers_logits: expected shape \(K, 4, 4\), found \(0, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"peers_logits: expected shape \(K, 4, 4\), nowhere 0, found \(0, 4, 4\)"):
         losses.ensemble_mutual(own, peers[:0])
 
 
@@ -122,9 +122,9 @@ def test_ema_update_refuses_what_does_not_fit() -> None:
     average, current = {"w": torch.zeros(2)}, {"w": torch.zeros(2)}
     with pytest.raises(ValueError, match="current: expected the names of average, found only on one side: b, w"):
         losses.ema_update(average, {"b": torch.zeros(2)}, step=0)
-    with pytest.raises(ValueError, match=r"current\['w'\]: expected shape \(2\), found \(3,\)"):
+    with pytest.raises(ValueError, match=r"current\['w'\]: expected shape \(2,\), found \(3,\)"):
         losses.ema_update(average, {"w": torch.zeros(3)}, step=0)
-    with pytest.raises(ValueError, match="step: expected a number from 0"):
+    with pytest.raises(ValueError, match="step: expected a finite number, 0 or above"):
         losses.ema_update(average, current, step=-1)
     with pytest.raises(ValueError, match=r"decay: expected a number from 0 to 1, found 1\.1"):
         losses.ema_update(average, current, step=1, decay=1.1)
@@ -144,11 +144,11 @@ def test_settings_out_of_range_are_refused(own: Tensor, peers: Tensor) -> None:
         losses.mutual(own, peers, peers="max")
     with pytest.raises(ValueError, match="cost: expected one of 'mse', 'kl', found 'l1'"):
         losses.consistency(own, peers[0], cost="l1")
-    with pytest.raises(ValueError, match="temperature: expected a number above 0"):
+    with pytest.raises(ValueError, match="temperature: expected a finite number above 0"):
         losses.class_wise_self(own, peers[0], temperature=0.0)
-    with pytest.raises(ValueError, match="time: expected a number from 0"):
+    with pytest.raises(ValueError, match="time: expected a finite number, 0 or above"):
         losses.ramp_up(-1, length=30)
-    with pytest.raises(ValueError, match="length: expected a number from 0"):
+    with pytest.raises(ValueError, match="length: expected a finite number, 0 or above"):
         losses.ramp_up(1, length=math.nan)
     with pytest.raises(ValueError, match=r"peers_logits: expected shape \(.*4, 4\), found \(4, 4\)"):
         losses.mutual(own, peers[0])

@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from tests.losses.examples import CLASSES, STUDENT, TEACHER, Array, kl, softmax
-
-
-@pytest.fixture
-def student() -> Tensor:
-    return torch.tensor(STUDENT, requires_grad=True)
-
-
-@pytest.fixture
-def teacher() -> Tensor:
-    return torch.tensor(TEACHER)
+from tests.losses.conftest import CLASSES, STUDENT, TEACHER, Array, kl, softmax
 
 
 @pytest.fixture
@@ -70,7 +60,7 @@ def test_kd_is_batchmean_as_pytorch_has_it(student: Tensor, teacher: Tensor, pro
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_positive_is_refused(temperature: float, student: Tensor, teacher: Tensor) -> None:
     for loss in (losses.kd, losses.binary_kd):
-        with pytest.raises(ValueError, match="temperature: expected a number above 0, found"):
+        with pytest.raises(ValueError, match="temperature: expected a finite number above 0, found"):
             loss(student, teacher, temperature=temperature)
 
 

@@ -1,5 +1,6 @@
 """What a strategy is unless it says otherwise, and which experiments are refused."""
 
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,11 @@ from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import UserError
 from fedkd.knowledge import Bundle, Knowledge, SoftLabels, Weights
+from fedkd.learner.base import OnView
 from fedkd.learner.fit import answer
 from fedkd.learner.model import fresh
 from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
-from fedkd.strategy.base import check_fits, expect_payload
+from fedkd.strategy.base import check_fits, expect_payload, model_specs
 
 
 class Plain(Strategy):
@@ -61,6 +63,19 @@ def test_a_card_is_frozen() -> None:
 
 def test_a_client_has_one_student_of_its_architecture() -> None:
     assert Plain().client_models(CARD) == {"student": "linear"}
+
+
+def test_a_model_sees_the_clients_view_unless_it_is_told_another() -> None:
+    class Two(Plain):
+        def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
+            return {"student": client.architecture, "teacher": OnView("mlp", "image@4")}
+
+    federation = build(Experiment())
+    specs = model_specs(Two(), federation, CARD)
+    assert {name: (spec.architecture, spec.input_shape) for name, spec in specs.items()} == {
+        "student": ("linear", (1, 8, 8)),
+        "teacher": ("mlp", (1, 4, 4)),
+    }
 
 
 def test_both_halves_must_be_written() -> None:

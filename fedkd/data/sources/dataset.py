@@ -112,8 +112,8 @@ def _problems(data: DataSet) -> Iterator[str]:
 
 
 def _view_problems(name: str, values: Tensor, rows: int) -> Iterator[str]:
-    if not name or "@" in name:
-        yield f"view {name!r}: expected a name without '@' (it separates view and size); rename the view."
+    if not name or "@" in name or "+" in name:
+        yield f"view {name!r}: expected a name without '@' and '+', which join transforms and views; rename the view."
     if values.dtype != torch.float32 or values.ndim == 0 or len(values) != rows:
         yield f"view {name!r}: expected float32 with {rows} rows, one per label, found {_describe(values)}; convert it."
     elif not torch.isfinite(values).all():

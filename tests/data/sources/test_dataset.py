@@ -96,6 +96,7 @@ def test_a_view_may_be_said_to_be_there_for_all() -> None:
         ({"views": {}}, "expected at least one view"),
         ({"views": {"image": torch.zeros(3, 2, dtype=torch.float64)}}, "expected float32 .* found float64"),
         ({"views": {"image@4": torch.zeros(3, 2)}}, "without '@'"),
+        ({"views": {"image+audio": torch.zeros(3, 2)}}, r"'\+'"),
         ({"views": {"a": torch.tensor([[0.0], [torch.inf], [torch.nan]])}}, "NaN or infinity in 2 of 3 rows"),
         ({"official_test": torch.zeros(3)}, "official_test: expected torch.bool of shape .3,., found float32"),
         ({"groups": torch.zeros(4, dtype=torch.int64)}, "groups: expected .* found int64 of shape .4,."),

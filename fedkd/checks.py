@@ -1,4 +1,4 @@
-"""Checks shared by the losses: shapes always, values where there are values to look at.
+"""Checks shared by losses, rules and measures: shapes always, values where there are values to look at.
 
 Shapes are known everywhere, also inside ``torch.func.vmap`` and ``torch.func.grad`` and while a function is traced;
 values are not. So :func:`expect_finite` and :func:`expect_labels` look at values only in plain calls.
@@ -19,12 +19,10 @@ from torch import Tensor
 
 _unchecked: ContextVar[bool] = ContextVar("_unchecked", default=False)
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
-
 
 @contextmanager
 def values_unchecked() -> Iterator[None]:
-    """Let losses called in this context look at shapes only: NaN goes in, and NaN comes out."""
+    """Let what is called in this context look at shapes only: NaN goes in, and NaN comes out."""
     token = _unchecked.set(True)
     try:
         yield
@@ -48,8 +46,9 @@ def expect_shape(name: str, value: Tensor, *expected: int | str) -> None:
         for size, wanted in zip(value.shape, expected, strict=True)
     )
     if not fits:
-        shape = ", ".join(str(wanted) for wanted in expected)
-        raise ValueError(f"{name}: expected shape ({shape}), found {tuple(value.shape)}.")
+        shape = ", ".join(str(wanted) for wanted in expected) + "," * (len(expected) == 1)
+        empty = ", nowhere 0" if 0 in value.shape else ""
+        raise ValueError(f"{name}: expected shape ({shape}){empty}, found {tuple(value.shape)}.")
 
 
 def expect_finite(name: str, value: Tensor) -> None:
@@ -85,47 +84,57 @@ def expect_numbers(name: str, value: Tensor) -> None:
     expect_finite(name, value)
 
 
-def expect_labels(name: str, value: Tensor, samples: int, classes: int) -> None:
-    """Refuse what is not one class number per sample.
+def expect_labels(name: str, value: Tensor, samples: int, classes: int, *, of: str = "class numbers") -> None:
+    """Refuse what is not one class number, or number of another kind, per sample.
 
     Args:
         name: name of the argument, for the message.
         value: the labels.
-        samples: expected number of labels ``N``.
+        samples: expected number of labels ``N``; 0 will do.
         classes: number of classes ``C``.
+        of: what they number, for the message.
 
     Raises:
         ValueError: ``value`` is not an int64 tensor of shape ``(N,)``, or a label is outside ``[0, C)``.
     """
     expect_shape(name, value, samples)
     if value.dtype != torch.int64:
-        raise ValueError(f"{name}: expected class numbers of type int64, found {value.dtype}.")
-    if _readable(value):
+        raise ValueError(f"{name}: expected {of} of type int64, found {value.dtype}.")
+    if value.numel() and _readable(value):
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= classes:
-            raise ValueError(
-                f"{name}: expected class numbers from 0 to {classes - 1}, found {low if low < 0 else high}."
-            )
+            raise ValueError(f"{name}: expected {of} from 0 to {classes - 1}, found {low if low < 0 else high}.")
+
+
+def expect_number(name: str, value: float) -> None:
+    """Refuse a setting that is NaN or infinite.
+
+    Raises:
+        ValueError: ``value`` is no finite number.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, found {value}.")
 
 
 def expect_positive(name: str, value: float) -> None:
     """Refuse a setting that is not above zero.
 
     Raises:
-        ValueError: ``value`` is zero, negative or NaN.
+        ValueError: ``value`` is zero, negative, infinite or NaN.
     """
-    if not value > 0:
-        raise ValueError(f"{name}: expected a number above 0, found {value}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, found {value}.")
 
 
-def expect_within(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a setting outside ``[low, high]``.
+def expect_within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Refuse a setting outside ``[low, high]``; without ``high``, any finite number from ``low`` on will do.
 
     Raises:
-        ValueError: ``value`` is outside, or NaN.
+        ValueError: ``value`` is outside, infinite or NaN.
     """
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected a number from {low} to {high}, found {value}.")
+    if not (low <= value <= high and value < math.inf):
+        wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or above"
+        raise ValueError(f"{name}: expected {wanted}, found {value}.")
 
 
 def expect_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -136,11 +145,6 @@ def expect_choice(name: str, value: str, choices: Collection[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}.")
-
-
-def wide(value: Tensor) -> Tensor:
-    """Return a half-precision tensor in float32, and any other as it is: losses compute in float32 or wider."""
-    return value.float() if value.dtype in LOW_PRECISION else value
 
 
 def _readable(value: Tensor) -> bool:

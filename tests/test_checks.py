@@ -7,8 +7,8 @@ import torch
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fedkd.checks import expect_finite, expect_labels, expect_numbers
 from fedkd.losses import values_unchecked
-from fedkd.losses._checks import expect_finite, expect_labels, expect_numbers
 
 NANS = torch.full((2, 3), math.nan)
 

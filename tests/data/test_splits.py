@@ -1,0 +1,77 @@
+"""The four splits: disjoint, complete where they are measured with, and whole owners if asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd.config import Experiment, parse
+from fedkd.data.sources import DataSet
+from fedkd.data.splits import Splits, split
+from fedkd.errors import UserError
+
+ROWS, OWNERS = 120, 12
+
+
+def dataset(*, official: bool = False, owned: bool = True) -> DataSet:
+    return DataSet(
+        "owned",
+        {"sound": torch.zeros(ROWS, 2)},
+        torch.arange(ROWS) % 3,
+        ("a", "b", "c"),
+        torch.arange(ROWS) < 30 if official else None,
+        torch.arange(ROWS) % OWNERS if owned else None,
+    )
+
+
+def experiment(**data: Any) -> Experiment:
+    return parse({"data": data}, {}, "test")
+
+
+def everything(splits: Splits) -> list[Tensor]:
+    return [splits.train, splits.public, splits.validation, splits.test]
+
+
+ALL = torch.ones(ROWS, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_samples_without_a_view_are_only_dealt_out(official: bool) -> None:
+    complete = torch.arange(ROWS) % 4 > 0
+    splits = split(experiment(public=20, validation=10, test=0.2), dataset(official=official), complete)
+    assert [len(part) for part in (splits.public, splits.validation)] == [20, 10]
+    assert len(splits.test) == int(complete[:30].sum()) if official else 18  # a fifth of the 90 complete ones
+    assert all(complete[part].all() for part in (splits.public, splits.validation, splits.test))
+    together = torch.cat(everything(splits))
+    left_out = int((~complete[:30]).sum()) if official else 0  # the publisher's test samples are never trained on
+    assert len(together) == len(together.unique()) == ROWS - left_out
+
+
+def test_whole_owners_are_taken_until_there_are_enough() -> None:
+    data = dataset()
+    splits = split(experiment(public=25, validation=1, test=0.1, split_by="group"), data, ALL)
+    assert [len(part) for part in (splits.public, splits.validation, splits.test)] == [30, 10, 20]  # owners of ten
+    assert data.groups is not None
+    owners = [set(data.groups[part].tolist()) for part in everything(splits)]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == OWNERS
+
+
+def test_an_owners_incomplete_samples_are_taken_with_the_others_and_not_dealt_out() -> None:
+    data = dataset()
+    complete = torch.arange(ROWS) % 24 < 12  # of each owner every other sample
+    splits = split(experiment(public=10, validation=0, test=10, split_by="group"), data, complete)
+    assert data.groups is not None
+    assert len(splits.public) == len(splits.test) == 10
+    public, train = (set(data.groups[part].tolist()) for part in (splits.public, splits.train))
+    assert not public & train
+
+
+def test_without_owners_they_cannot_be_kept_together() -> None:
+    with pytest.raises(UserError, match=r"data.split_by: expected a data set with natural owners, but 'owned'"):
+        split(experiment(split_by="group"), dataset(owned=False), ALL)
+
+
+def test_more_public_samples_than_complete_ones_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data.public: expected at most 48 samples, which is what is left, found 49"):
+        split(experiment(public=49, test=0.2), dataset(), torch.arange(ROWS) < 60)

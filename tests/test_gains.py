@@ -1,0 +1,81 @@
+"""What each view gains: steps made equal, accuracies averaged by view."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd import simulate
+from fedkd.config import Experiment
+from fedkd.errors import UserError
+from fedkd.gains import alone, gains, write_gains
+
+
+def client(key: str, view: str, accuracy: float, samples: int = 40, missing: int = 0) -> dict[str, Any]:
+    return {
+        "client": key,
+        "view": view,
+        "num_samples": samples,
+        "missing": {view: missing},
+        "global": {"accuracy": accuracy},
+    }
+
+
+def rounds(*steps: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"participants": row} for row in steps]
+
+
+def test_alone_every_client_takes_at_least_as_many_steps() -> None:
+    clients = [client("a", "x", 0.5, samples=40), client("b", "x", 0.5, samples=33), client("c", "x", 0.5, samples=0)]
+    asked = Experiment(strategy="fedmd", alone=True, train={"batch_size": 32})
+    found = alone(asked, rounds({"a": 7, "b": 3, "c": 5}, {"a": 2, "c": 5}), clients)
+    assert (found.strategy, found.alone) == ("local", False)
+    # a: 9 steps in two rounds, two steps a pass; b: 3 in one round, one a pass since a last single sample joins
+    assert found.strategies == {"local": {"epochs": {"a": 3, "b": 3, "c": 0}}}
+    assert found.changed(strategy="fedmd", alone=True, strategies={}) == asked
+
+
+def test_a_view_gains_the_difference_of_the_means_of_its_clients() -> None:
+    together = [client("a", "x", 0.5), client("b", "y", 0.9, missing=3), client("c", "x", 0.75)]
+    before = [client("c", "x", 0.5), client("b", "y", 1.0), client("a", "x", 0.25)]
+    assert gains(together, before) == [
+        {"view": "x", "clients": 2, "missing": 0, "alone": 0.375, "strategy": 0.625, "gain": 0.25},
+        {"view": "y", "clients": 1, "missing": 3, "alone": 1.0, "strategy": 0.9, "gain": pytest.approx(-0.1)},
+    ]
+
+
+def test_other_clients_are_refused() -> None:
+    with pytest.raises(UserError, match=r"gains: expected the same clients in both runs, found 1 with"):
+        gains([client("a", "x", 0.5)], [client("b", "x", 0.5)])
+
+
+def test_gains_are_written_for_people_and_programs(tmp_path: Path) -> None:
+    rows = gains([client("a", "x", 0.5)], [client("a", "x", 0.25)])
+    write_gains(tmp_path, rows)
+    assert json.loads((tmp_path / "gains.json").read_text()) == rows
+    [row] = csv.DictReader((tmp_path / "gains.csv").read_text().splitlines())
+    assert (row["view"], float(row["gain"])) == ("x", 0.25)
+
+
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_a_run_and_its_baseline_take_the_steps_that_are_recorded(plan: str) -> None:
+    asked = Experiment(
+        strategy="fedmd",
+        rounds=2,
+        data={"test": 60, "public": 50},
+        federation={"clients": 4, "architectures": ["linear"], "partition": "iid"},
+        strategies={"fedmd": {"transfer_epochs": 2, "digest_epochs": 3}},
+        engine={"plan": plan, "evaluate_every": 0},
+    )
+    together = simulate(asked)
+    before = simulate(alone(asked, together.rounds, together.clients))
+    for row in together.clients:
+        private, public = -(-row["num_samples"] // 32), 2  # steps of one pass over either; nobody has a single rest
+        assert row["num_samples"] % 32 > 1
+        taken = [record["participants"][row["client"]] for record in together.rounds]
+        assert taken == [3 * private, 3 * public + private]
+        instead = [record["participants"][row["client"]] for record in before.rounds]
+        assert instead[0] == instead[1]
+        assert sum(taken) <= sum(instead) <= sum(taken) + 2 * private
