@@ -99,9 +99,10 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     name, root = experiment.data.name, experiment.data.root
     if name not in sources.names():
         return experiment.changed(**{"data.name": str(Path(name).expanduser().resolve())})
-    here = (Path("data") / name).is_dir() or experiment.data.download
+    folder = sources.default_folder(name)
+    here = folder.is_dir() or experiment.data.download
     if root is None and here and not os.environ.get(sources.DATA_VARIABLE):
-        root = f"data/{name}"
+        root = str(folder)
     return experiment if root is None else experiment.changed(**{"data.root": str(Path(root).resolve())})
 
 

@@ -198,6 +198,8 @@ def test_paths_of_data_become_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     assert data_of(name="mnist") == ("mnist", str(tmp_path / "data" / "mnist"))
     assert data_of(name="mnist", root="elsewhere") == ("mnist", str(tmp_path / "elsewhere"))
     assert data_of(name="fashion-mnist") == ("fashion-mnist", None)
+    assert data_of(name="spoken-digits") == ("spoken-digits", str(tmp_path / "data"))
+    assert data_of(name="hapt-12", download=True) == ("hapt-12", str(tmp_path / "data" / "hapt"))
     monkeypatch.setenv("FEDKD_DATA", str(tmp_path / "big"))
     assert data_of(name="mnist") == ("mnist", None)
 

@@ -1,5 +1,6 @@
 """NumPy arrays as they come out of files, and the tensors that they become."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedkd.data.sources.files import READ_ERRORS, unreadable
+from fedkd.errors import UserError
 
 Array = NDArray[Any]
 
@@ -25,6 +27,34 @@ def open_npz(path: Path) -> dict[str, Array]:
             return {key: archive[key] for key in archive.files}
     except (*READ_ERRORS, TypeError) as error:  # TypeError: a lone array (.npy) under this name
         raise unreadable(path, "an .npz file of plain arrays", error) from error
+
+
+def read_columns(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Array]:
+    """Read the arrays of an ``.npz`` file whose layout is known.
+
+    Args:
+        path: the file.
+        shapes: of each array that must be there, by key; None for a size that may be any.
+
+    Raises:
+        UserError: the file cannot be read, or an array is missing or of another shape.
+    """
+    arrays = open_npz(path)
+    for key, shape in shapes.items():
+        found = arrays[key].shape if key in arrays else None
+        if found is None or not _fits(found, shape):
+            expected, told = str(shape).replace("None", "N"), "none" if found is None else found
+            raise UserError(f"{path}: {key!r}: expected shape {expected}, found {told}; replace the file.")
+    return arrays
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    return len(found) == len(shape) and all(b in (a, None) for a, b in zip(found, shape, strict=True))
+
+
+def as_labels(array: Array) -> Tensor:
+    """Turn whole numbers ``(N,)`` into int64."""
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def as_images(array: Array) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 
 from fedkd.data.sources.arrays import Array, as_images
 from fedkd.data.sources.dataset import DataSet
-from fedkd.data.sources.files import DATA_VARIABLE, READ_ERRORS, unreadable
-from fedkd.errors import UserError
+from fedkd.data.sources.files import READ_ERRORS, unreadable
 
 _IDX_BYTES = 0x08  # type code of unsigned bytes in an idx file
 _IDX_FILES = tuple(
@@ -24,14 +23,9 @@ _IDX_FILES = tuple(
 
 def read_mnist(folder: Path, *, name: str, archive: str, classes: tuple[str, ...]) -> DataSet:
     """Read the four idx files of MNIST or of a data set in its format; training rows come first."""
-    files = find_idx(folder, archive)
-    if missing := [kind for kind, path in files.items() if path is None]:
-        where = f"{', '.join(missing)} (each as it is or as .gz) in {folder / archive / 'raw'}"
-        raise UserError(
-            f"data set {name!r}: expected {where}, not found; put them there, "
-            f"let {DATA_VARIABLE} name the folder that holds {name!r}, or set data.download to true."
-        )
-    train_images, test_images, train_labels, test_labels = (_read_idx(path) for path in files.values() if path)
+    train_images, test_images, train_labels, test_labels = (
+        _read_idx(as_it_is_or_packed(folder / file)) for file in idx_files(archive)
+    )
     return DataSet(
         name,
         {"image": as_images(np.concatenate([train_images, test_images]))},
@@ -41,11 +35,19 @@ def read_mnist(folder: Path, *, name: str, archive: str, classes: tuple[str, ...
     )
 
 
-def find_idx(folder: Path, archive: str) -> dict[str, Path | None]:
-    """Return where each file is, unpacked or as ``.gz``; None if it is missing."""
-    raw = folder / archive / "raw"
-    candidates = {name: (raw / name, raw / f"{name}.gz") for name in _IDX_FILES}
-    return {name: next((path for path in paths if path.is_file()), None) for name, paths in candidates.items()}
+def idx_files(archive: str) -> tuple[str, ...]:
+    """Return the paths of the four files within the folder of a data set, without ``.gz``."""
+    return tuple(f"{archive}/raw/{file}" for file in _IDX_FILES)
+
+
+def is_idx(file: str) -> bool:
+    """Tell by its name whether a file is an idx file of bytes."""
+    return file.endswith("-ubyte")
+
+
+def as_it_is_or_packed(path: Path) -> Path:
+    """Return the path of an idx file, or that of its ``.gz`` if only this can be there."""
+    return path if path.is_file() else path.with_name(f"{path.name}.gz")
 
 
 def _read_idx(path: Path) -> Array:

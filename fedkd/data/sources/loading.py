@@ -28,7 +28,8 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
 
             An image folder holds ``<class>/<file>``, or ``train/`` and ``test/`` with that inside; its images become
             the colour view ``image``.
-        root: folder of a built-in data set that is not bundled; default ``$FEDKD_DATA/<name>``, else ``data/<name>``.
+        root: folder of a built-in data set that is not bundled; default ``$FEDKD_DATA/<name>``, else ``data/<name>``
+            (of sets that share a folder, that one; of a composed one, the folder that holds its parts).
         download: whether files of a built-in data set that are missing are fetched from its original source.
 
     Returns:
@@ -43,14 +44,20 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
         torch.Size([1797, 1, 8, 8])
     """
     if name in BUILT_IN:
-        folder = Path(root) if root else Path(os.environ.get(DATA_VARIABLE) or "data") / name
-        return fetch(BUILT_IN[name], folder.resolve(), download=download)
+        folder = Path(root) if root else default_folder(name)
+        return fetch(name, BUILT_IN[name], folder.resolve(), download=download)
     path = Path(name).expanduser().resolve()
     if path.suffix == ".npz":
         return read(read_npz, path, stamps(path))
     if path.is_dir():
         return read(read_image_folder, path, stamps(*sorted(path.rglob("*"))))
     raise unknown("data set", name, [*BUILT_IN, "<file>.npz", "<image folder>"])
+
+
+def default_folder(name: str) -> Path:
+    """Return the folder of a built-in data set where an experiment names none; it need not exist."""
+    subfolder = BUILT_IN[name].folder
+    return Path(os.environ.get(DATA_VARIABLE) or "data") / (name if subfolder is None else subfolder)
 
 
 def names() -> dict[str, str]:

@@ -90,3 +90,40 @@ def test_a_download_that_fails_is_told_in_one_line(
     with pytest.raises(UserError, match=f"^{tmp_path}: expected to download MNIST into it, but: .*; check") as caught:
         load("mnist", root=str(tmp_path), download=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "hapt_windows.npz", label=np.array([0]))
+    with pytest.raises(UserError, match=r"hapt_windows.npz: expected sha256 3715acd4\w+, found \w+; replace") as caught:
+        load("hapt", root=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_a_missing_file_without_a_known_download_is_told_where_to_be_put(tmp_path: Path, download: bool) -> None:
+    with pytest.raises(UserError) as caught:
+        load("semeion", root=str(tmp_path), download=download)
+    assert str(caught.value) == (
+        f"data set 'semeion': expected semeion.npz in {tmp_path}, not found; put them there, or "
+        "let FEDKD_DATA name the folder that holds 'digits-multi'; no download of them is known."
+    )
+
+
+def test_missing_parts_of_a_composed_data_set_are_named_with_their_folders(small_mnist: Path) -> None:
+    (small_mnist / "mnist").mkdir()
+    (small_mnist / "MNIST").rename(small_mnist / "mnist" / "MNIST")
+    with pytest.raises(UserError) as caught:
+        load("spoken-digits", root=str(small_mnist))
+    assert str(caught.value) == (
+        f"data set 'spoken-digits': expected fsdd/recordings.tar.xz, sign-digits/sign_digits_64.npz in {small_mnist}, "
+        "not found; put them there, or let FEDKD_DATA name the folder that holds 'fsdd', 'mnist', 'sign-digits'; "
+        "no download of them is known."
+    )
+
+
+def test_missing_batches_are_downloaded_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, bool]] = []
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda root, *, download: calls.append((root, download)))
+    with pytest.raises(UserError, match=r"expected data_batch_1, .*, batches.meta in .*cifar-10-batches-py, not found"):
+        load("cifar10", root=str(tmp_path), download=True)  # still missing
+    assert calls == [(str(tmp_path), True)]

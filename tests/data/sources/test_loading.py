@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.data.sources import load, names
+from fedkd.data.sources import default_folder, load, names
 from fedkd.errors import UserError
 from tests.data.sources.conftest import save
 
@@ -15,8 +15,24 @@ def test_a_data_set_is_loaded_once() -> None:
 
 
 def test_names_describe_each_data_set_in_one_line() -> None:
-    assert set(names()) == {"digits", "mnist", "fashion-mnist"}
-    assert all(text and "\n" not in text for text in names().values())
+    assert {"digits", "mnist", "cifar10", "fsdd", "spoken-digits", "hapt", "mfeat"} < set(names())
+    assert all(text and "\n" not in text and len(text) < 120 for text in names().values())
+
+
+def test_the_documentation_names_each_data_set() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert {name for name in names() if f"| `{name}` |" not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("mnist", "mnist"), ("hapt-12", "hapt"), ("semeion", "digits-multi"), ("spoken-digits", ".")],
+)
+def test_some_data_sets_share_a_folder(monkeypatch: pytest.MonkeyPatch, name: str, folder: str) -> None:
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    assert default_folder(name) == Path("data") / folder
+    monkeypatch.setenv("FEDKD_DATA", "elsewhere")
+    assert default_folder(name) == Path("elsewhere") / folder
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
