@@ -103,7 +103,8 @@ def cronus(logits: Tensor, *, liars: int | None = None, mode: Literal["paper", "
     the program of Roux et al. 2025 (arXiv:2402.12265).
 
     Elsewhere: The program of Roux et al. leaves out the second time by a quantile (``mode="code"``); they describe it
-    as leaving out ``f/2`` twice.
+    as leaving out ``f/2`` twice. It finds ``v`` from the vector of ones, which the covariance of probabilities takes to
+    zero but for rounding.
     """
     expect_logits(logits)
     teachers = len(logits)
