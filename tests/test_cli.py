@@ -98,6 +98,8 @@ def test_a_run_can_be_repeated_from_its_own_folder(here, fedkd_):
         (["run", "tiny.toml", "--set", 'federation.architectures=["cnnn"]'], "did you mean 'cnn'?"),
         (["run", "tiny.toml", "--set", 'federation.views=["image@99"]'], "image"),
         (["run", "tiny.toml", "--set", "strategies.fedavg.x=1"], "strategies.fedavg"),
+        (["run", "tiny.toml", "--set", 'communication.up=["flaot16"]'], "did you mean 'float16'?"),
+        (["run", "tiny.toml", "--set", 'communication.up=["top-k"]'], "such as 'top-k:3'"),
         (["run", "tiny.toml", "--engine", "cloud"], "engine.name"),
         (["run", "tiny.toml", "--workers", "-1"], "engine.workers"),
         (["compare", "tiny.toml", "--strategies", "local", "--seeds", "a"], "--seeds"),

@@ -53,6 +53,10 @@ def texts(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(item, str) for item in value)
 
 
+def codecs(value: Any) -> bool:
+    return value == [] or texts(value)
+
+
 def size(low: Number) -> Check:
     return lambda value: low(value) and (value < 1 or isinstance(value, int))
 
@@ -83,6 +87,7 @@ VALID: Mapping[str, Check] = {
     "data": table,
     "federation": table,
     "train": table,
+    "communication": table,
     "engine": table,
     "strategies": tables,
     "alone": lambda value: isinstance(value, bool),
@@ -115,6 +120,8 @@ VALID: Mapping[str, Check] = {
     "train.weight_decay": Number(0),
     "train.dtype": one_of("float32", "float64", "bf16-mixed"),
     "train.device": text,
+    "communication.up": codecs,
+    "communication.down": codecs,
     "engine.name": one_of("local", "flower"),
     "engine.workers": whole(0),
     "engine.address": text,
@@ -286,6 +293,7 @@ CHANGED: Mapping[str, Any] = {
         "local_epochs": 0, "batch_size": 1, "optimizer": "sgd", "lr": 1e-30, "momentum": 0.9, "weight_decay": 1e-4,
         "dtype": "float64", "device": "cuda:1",
     },
+    "communication": {"up": ["top-k:3", "float16"], "down": ["bfloat16"]},
     "engine": {
         "workers": 2, "address": "ray://host:1", "gpus_per_worker": 0.25, "plan": "cohorts", "cohort_size": 2,
         "threads": 3, "evaluate_every": 0, "checkpoint_every": 3, "timeout": 1.5,

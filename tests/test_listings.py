@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_strategy_model_and_data_set_is_listed():
     assert [row["name"] for row in listing("strategies")] == list(registry.names())
     assert {"cnn", "mlp"} <= {row["name"] for row in listing("models")}
+    assert {"float16", "top-k"} <= {row["name"] for row in listing("codecs")}
     assert {"digits", "mnist"} <= {row["name"] for row in listing("data")}
 
 
@@ -36,7 +37,13 @@ def test_a_strategy_that_cannot_be_imported_is_reported_in_its_row(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("what", "file"), [("strategies", "README.md"), ("settings", "docs/experiment.md"), ("losses", "docs/losses.md")]
+    ("what", "file"),
+    [
+        ("strategies", "README.md"),
+        ("settings", "docs/experiment.md"),
+        ("codecs", "docs/experiment.md"),
+        ("losses", "docs/losses.md"),
+    ],
 )
 def test_the_documentation_holds_what_is_generated(what, file):
     table = to_markdown(what, listing(what))

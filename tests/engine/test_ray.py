@@ -211,6 +211,13 @@ def test_any_number_of_workers_has_the_same_result(
                     engine.RayGrid(experiment.changed(**{"engine.workers": 1}))
 
 
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_codecs_give_the_same_result_on_workers(plan: str) -> None:
+    codecs = {"up": ["top-k:3", "float16"], "down": ["quantize-rows:4"]}
+    experiment = Experiment(strategy="fedmd", **SMALL, engine={"plan": plan}, communication=codecs)
+    assert outcome(on_ray(experiment, 2)) == outcome(run(LocalGrid(experiment), experiment))
+
+
 def test_a_run_that_was_cut_off_goes_on_with_any_number_of_workers(own_strategies: Path, tmp_path: Path) -> None:
     from fedkd import resume, simulate
 

@@ -136,6 +136,16 @@ def test_a_run_that_was_cut_off_ends_like_one_that_was_not(tmp_path: Path, strat
     assert_nothing_is_left_over(folder)
 
 
+@pytest.mark.parametrize("strategy", ["fedmd", "fml"])
+def test_codecs_do_not_show_where_it_was_cut(tmp_path: Path, strategy: str) -> None:
+    experiment = Experiment(strategy=strategy, **SMALL, communication={"up": ["quantize:5"], "down": ["float16"]})
+    simulate(experiment, out=tmp_path / "whole")
+
+    resume(cut_off(experiment, tmp_path / "cut", 2))
+
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5])
 def test_bfloat16_and_set_up_survive_wherever_it_was_cut(tmp_path: Path, own_strategy: None, cut: int) -> None:
     experiment = Experiment(strategy="keeper", **SMALL)

@@ -13,7 +13,7 @@ from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import UserError
-from fedkd.knowledge import Bundle, Knowledge, SoftLabels, Weights
+from fedkd.knowledge import Bundle, Knowledge, SoftLabels, Statistics, Weights
 from fedkd.learner.base import OnView
 from fedkd.learner.fit import answer
 from fedkd.learner.model import fresh
@@ -115,6 +115,16 @@ FITS = [
     ),
     ({"heterogeneous_models": False}, {"federation.views": ["image", "image@4"]}, "found 2 kinds"),
     ({"simulation_only": True}, {"engine.name": "flower"}, r"^engine.name: .* our own engine, found 'flower'"),
+    (
+        {"up": Weights},
+        {"communication.up": ["class-index"]},
+        r"^communication.up: 'class-index' codes SoftLabels .* but strategy 'plain' exchanges Weights; remove it",
+    ),
+    (
+        {"up": SoftLabels, "down": {"a": Weights, "b": Statistics}},
+        {"communication.up": ["top-k:3"], "communication.down": ["top-k:3"]},
+        r"^communication.down: 'top-k' codes .* exchanges Weights and Statistics; remove it",
+    ),
 ]
 
 
@@ -128,6 +138,11 @@ def test_what_a_strategy_cannot_run_is_refused(card: dict[str, Any], changes: di
     check({})  # without the need the same experiment is fine
     with pytest.raises(UserError, match=text):
         check(card)
+
+
+def test_a_wrong_codec_is_refused_even_where_nothing_travels() -> None:
+    with pytest.raises(UserError, match=r"^communication\.down: unknown codec 'zip'"):
+        check_fits(Plain(), EXPERIMENT.changed(**{"communication.down": ["zip"]}), build(EXPERIMENT))
 
 
 def test_what_a_strategy_needs_and_has_is_accepted() -> None:
