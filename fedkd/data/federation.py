@@ -18,9 +18,11 @@ from fedkd.data import sources
 from fedkd.data.partition import partition
 from fedkd.data.samples import Samples
 from fedkd.data.sources import DataSet
+from fedkd.data.views import shape as shape_of
 from fedkd.data.views import view as view_of
 from fedkd.errors import UserError
 from fedkd.models import ModelSpec
+from fedkd.models.shapes import InputShape
 from fedkd.task import Classification, Task
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": torch.float32}
@@ -82,9 +84,9 @@ class Federation:
         """What the models' outputs mean."""
         return Classification(self.classes)
 
-    def input_shape(self, view: str) -> tuple[int, ...]:
-        """Return the shape of one sample in a view."""
-        return tuple(view_of(self.dataset, view).shape[1:])
+    def input_shape(self, view: str) -> InputShape:
+        """Return the shape of one sample in a view, or of each part if there are several."""
+        return shape_of(self.dataset, view)
 
     @cached_property
     def like(self) -> Tensor:
