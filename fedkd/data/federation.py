@@ -23,6 +23,7 @@ from fedkd.data.views import present, shape
 from fedkd.data.views import view as view_of
 from fedkd.errors import UserError, unknown
 from fedkd.models import ModelSpec
+from fedkd.models.shapes import InputShape
 from fedkd.task import Classification, Task
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": torch.float32}
@@ -55,8 +56,8 @@ class Federation:
         """What the models' outputs mean."""
         return Classification(self.classes)
 
-    def input_shape(self, view: str) -> tuple[int, ...]:
-        """Return the shape of one sample in a view."""
+    def input_shape(self, view: str) -> InputShape:
+        """Return the shape of one sample in a view, or of each part if there are several."""
         return shape(self.dataset, view)
 
     @cached_property

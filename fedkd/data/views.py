@@ -14,8 +14,7 @@ from torch import Tensor
 from fedkd.data.sources import DataSet
 from fedkd.data.transforms import Place, Rows, Step, bind, in_chunks, parse_step
 from fedkd.errors import UserError, unknown
-
-Shape = tuple[int, ...]
+from fedkd.models.shapes import InputShape
 
 _PART = re.compile(r"(?P<base>[^@+]+)(?P<transforms>(@[^@+]*)*)")
 
@@ -71,7 +70,7 @@ def view(dataset: DataSet, name: str) -> Tensor:
     return _once(key, lambda: torch.cat([_values(dataset, part).reshape(len(dataset), -1) for part in parsed], dim=1))
 
 
-def shape(dataset: DataSet, name: str) -> Shape | tuple[Shape, ...]:
+def shape(dataset: DataSet, name: str) -> InputShape:
     """Return the shape of one sample in a view, or of each part if there are several.
 
     Raises:

@@ -63,7 +63,7 @@ def multiplications(spec: ModelSpec) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        skeleton(spec, training=False)(torch.zeros(1, *spec.input_shape))
+        skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
     return int(counter.get_total_flops()) // 2
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedkd.errors import UserError
 from fedkd.learner.model import Model
 from fedkd.models import ModelSpec, build
+from fedkd.models.shapes import from_plain
 
 _SPEC = "fedkd_spec"
 
@@ -48,7 +49,7 @@ def read_model(path: Path) -> Model:
 
 def spec_of(values: Mapping[str, Any]) -> ModelSpec:
     """Return the specification that ``asdict`` and JSON made plain values of."""
-    return ModelSpec(**{**values, "input_shape": tuple(values["input_shape"])})
+    return ModelSpec(**{**values, "input_shape": from_plain(values["input_shape"])})
 
 
 def to_module(model: Model) -> nn.Module:

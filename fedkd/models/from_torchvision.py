@@ -11,22 +11,23 @@ needs 17x17; EfficientNet draws random numbers for whole blocks, which keeps it 
 
 from torch import nn
 
-from fedkd.models.image import Shape, split_image
+from fedkd.models.image import split_image
+from fedkd.models.shapes import InputShape
 
 _SMALLEST_SIDE = 8  # below, even the first layers would see little but padding
 
 
-def resnet18(input_shape: Shape, feature_width: int) -> nn.Module:
+def resnet18(input_shape: InputShape, feature_width: int) -> nn.Module:
     """ResNet-18 of torchvision, untrained: 11 million weights, BatchNorm, ReLU features; takes images from 8x8."""
     return _adapted("resnet18", input_shape, feature_width)
 
 
-def shufflenet_v2_x0_5(input_shape: Shape, feature_width: int) -> nn.Module:
+def shufflenet_v2_x0_5(input_shape: InputShape, feature_width: int) -> nn.Module:
     """ShuffleNetV2 x0.5 of torchvision, untrained: 0.4 million weights, BatchNorm, ReLU features; images from 8x8."""
     return _adapted("shufflenet_v2_x0_5", input_shape, feature_width)
 
 
-def _adapted(name: str, input_shape: Shape, feature_width: int) -> nn.Module:
+def _adapted(name: str, input_shape: InputShape, feature_width: int) -> nn.Module:
     """Build a classifier by its torchvision name, with our channels in front and our features at its end."""
     from torchvision.models import get_model
 

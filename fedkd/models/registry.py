@@ -10,23 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError, unknown
-from fedkd.models import from_torchvision, image
+from fedkd.models import from_torchvision, fusion, image, shapes, signal, spectrogram, vector
 from fedkd.models.classifier import Classifier
+from fedkd.models.shapes import InputShape, Shape
 
 # Takes (input_shape, feature_width); raises a ValueError that says which shapes it takes, such as "images of ...".
-Architecture = Callable[[tuple[int, ...], int], nn.Module]
+Architecture = Callable[[InputShape, int], nn.Module]
 
 _ARCHITECTURES: dict[str, Architecture] = {
     "cnn": image.cnn,
     "cnn-bn": image.cnn_bn,
     "cnn-deep": image.cnn_deep,
     "cnn-wide": image.cnn_wide,
+    "fusion": fusion.fusion,
     "linear": image.linear,
     "mlp": image.mlp,
     "mlp-deep": image.mlp_deep,
     "resnet-gn": image.resnet_gn,
     "resnet18": from_torchvision.resnet18,
     "shufflenet-v2-x0-5": from_torchvision.shufflenet_v2_x0_5,
+    "signal-cnn": signal.signal_cnn,
+    "spectrogram-cnn": spectrogram.spectrogram_cnn,
+    "stroke": signal.stroke,
+    "vector": vector.vector,
 }
 
 
@@ -36,23 +42,30 @@ class ModelSpec:
 
     Attributes:
         architecture: a name from :func:`names`, or ``package.module:function`` for one of your own.
-        input_shape: shape of one sample, such as ``(channels, height, width)``.
+        input_shape: shape of one sample, such as ``(channels, height, width)``; of each part, if there are several.
         classes: number of classes ``C``.
         feature_width: number of features ``d`` before the head; equal for all that exchange features.
     """
 
     architecture: str
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     classes: int
     feature_width: int = 64
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         sizes = {"classes": self.classes, "feature_width": self.feature_width}
-        sizes |= {f"input_shape[{axis}]": size for axis, size in enumerate(self.input_shape)}
+        for number, part in enumerate(shapes.parts(self.input_shape)):
+            place = "input_shape" if part == self.input_shape else f"input_shape[{number}]"
+            sizes |= {f"{place}[{axis}]": size for axis, size in enumerate(part)}
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"model {self.architecture!r}: {name}: expected 1 or more, found {size}.")
+
+    @property
+    def sample_shape(self) -> Shape:
+        """Shape in which a sample reaches the model: flat if it has several parts."""
+        return shapes.sample_shape(self.input_shape)
 
 
 def names() -> dict[str, str]:
@@ -168,7 +181,7 @@ def _expect_features(features: nn.Module, spec: ModelSpec) -> None:
         raise UserError(f"{_place(spec)} a torch.nn.Module, found {type(features).__name__}.")
     try:
         with torch.no_grad():
-            found = tuple(features.eval()(torch.zeros(2, *spec.input_shape)).shape)
+            found = tuple(features.eval()(torch.zeros(2, *spec.sample_shape)).shape)
     except Exception as error:
         raise UserError(f"{wanted}, but: {_cause(error)}.") from error
     features.train()

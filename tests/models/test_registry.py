@@ -14,6 +14,7 @@ from fedkd.errors import UserError
 from fedkd.models import ModelSpec, registry
 
 every_architecture = pytest.mark.parametrize("name", models.names())
+SHAPES = {"signal-cnn": (1, 8), "stroke": (2, 8), "vector": (8,), "fusion": ((1, 8, 8), (3, 8), (8,))}
 
 
 def narrow(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
@@ -65,7 +66,7 @@ FAILING = {
 
 @every_architecture
 def test_the_same_seed_gives_the_same_start(name: str) -> None:
-    spec = ModelSpec(name, (1, 8, 8), classes=3)
+    spec = ModelSpec(name, SHAPES.get(name, (1, 8, 8)), classes=3)
     first, again, other = (models.initialise(spec, seed) for seed in (5, 5, 6))
     assert all(torch.equal(first[entry], again[entry]) for entry in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
@@ -120,6 +121,23 @@ def test_refuses_sizes_below_one() -> None:
         ModelSpec("mlp", (1, 8, 8), classes=0)
     with pytest.raises(UserError, match=r"input_shape\[1\]: expected 1 or more, found 0"):
         ModelSpec("mlp", (1, 0, 8), classes=3)
+    with pytest.raises(UserError, match=r"input_shape\[1\]\[0\]: expected 1 or more, found 0"):
+        ModelSpec("mlp", ((1, 8), (0,)), classes=3)
+
+
+COMPOSITE = ((1, 8, 8), (3, 16), (5,))
+TAKE_PARTS = {"fusion", "linear", "mlp", "mlp-deep"}
+
+
+@every_architecture
+def test_takes_several_parts_or_says_what_it_takes(name: str) -> None:
+    spec = ModelSpec(name, COMPOSITE, classes=3, feature_width=5)
+    assert spec.sample_shape == (64 + 48 + 5,)
+    if name in TAKE_PARTS:
+        assert models.build(spec)(torch.randn(2, 117)).shape == (2, 3)
+    else:
+        with pytest.raises(UserError, match=rf"model '{name}': expected \w+ .*, found input shape \(\(1, 8, 8\), "):
+            models.build(spec)
 
 
 @pytest.fixture

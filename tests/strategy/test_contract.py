@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field
 
 from fedkd import Experiment, Result, ensemble, losses, simulate
+from fedkd.data import sources
 from fedkd.data.federation import build
 from fedkd.knowledge import ClassLogits, Generator, Knowledge, Prototypes
 from fedkd.learner import cohort
@@ -56,16 +58,32 @@ GENTLE = {"train.batch_size": 4096, "train.lr": 0.001}
 """For BatchNorm over single pixels, which magnifies rounding in small batches: whole shards, and small steps."""
 
 
-def logits_apart(strategy: str | type[Strategy], architecture: str) -> float:
+VIEWS = {"signal-cnn": "rows", "stroke": "pairs", "vector": "flat", "fusion": "image@4+rows+flat"}
+"""Of architectures that take no images, or more than one part."""
+
+
+@pytest.fixture(scope="session")
+def digits_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits as images, as signals of eight channels, as pairs of coordinates and as vectors."""
+    path, digits = tmp_path_factory.mktemp("kinds") / "kinds.npz", sources.load("digits")
+    image = digits.views["image"].numpy()
+    views = {"image": image, "rows": image[:, 0], "pairs": image.reshape(-1, 2, 32), "flat": image.reshape(-1, 64)}
+    np.savez(path, labels=digits.labels.numpy(), **views)
+    return str(path)
+
+
+def logits_apart(strategy: str | type[Strategy], architecture: str, data: str = "digits") -> float:
     """Return the largest difference between the logits of clients trained one by one and in cohorts."""
     gentle = GENTLE if architecture in OF_TORCHVISION else {}
+    view = VIEWS.get(architecture, "image")
     changes = {"rounds": 1, "train.dtype": "float32", "federation.architectures": [architecture], **gentle}
+    changes |= {"federation.views": [view], "data.name": data}
     one, other = (
         contract.experiment(strategy, {**changes, **SMALL_TEST_SET, "engine.plan": name}) for name in contract.PLANS
     )
     federation = build(other)
     assert [part.vectorised for part in plan(other, federation.holdings)] == [True]
-    found = [logits(simulate(experiment), federation.test("image").inputs) for experiment in (one, other)]
+    found = [logits(simulate(experiment), federation.test(view).inputs) for experiment in (one, other)]
     assert found[0].keys() == found[1].keys() != set()
     return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
 
@@ -82,9 +100,11 @@ def logits(result: Result, inputs: torch.Tensor) -> dict[tuple[str, str], torch.
     [pytest.param(name, marks=[pytest.mark.slow] if name in OF_TORCHVISION else []) for name in models.names()],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_plans_agree_in_single_precision(strategy: str, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_agree_in_single_precision(
+    strategy: str, architecture: str, digits_of_all_kinds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cohort, "LARGEST_STEP", float("inf"))  # large steps would be left alone, and agree
-    assert logits_apart(strategy, architecture) <= LOGITS_AGREE_WITHIN
+    assert logits_apart(strategy, architecture, digits_of_all_kinds) <= LOGITS_AGREE_WITHIN
 
 
 def test_plans_that_do_not_agree_in_single_precision_are_found() -> None:
