@@ -46,9 +46,6 @@ def test_a_view_whose_teachers_contradict_each_other_loses_its_weight_on_that_sa
     eye = torch.tensor([[[2.0, 0.0, 0.0]]])
     agreeing = torch.tensor([[[0.0, 4.0, 0.0]], [[0.0, 4.0, 0.0]]])
     torn = torch.tensor([[[0.0, 4.0, 0.0]], [[4.0, 0.0, 0.0]]])
-        torch.tensor([[[0.0, 4.0, 0.0]], [[0.0, 4.0, 0.0]]]),
-        torch.tensor([[[0.0, 4.0, 0.0]], [[4.0, 0.0, 0.0]]]),
-    )
     views = ["eye", "ear", "ear"]
     assert combine(torch.cat([eye, agreeing]), views, 1.0).argmax() == 1
     assert combine(torch.cat([eye, torn]), views, 1.0).argmax() == 0
