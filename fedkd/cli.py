@@ -51,6 +51,7 @@ class Listed(StrEnum):
     codecs = "codecs"
     settings = "settings"
     losses = "losses"
+    transforms = "transforms"
 
 
 @app.callback(invoke_without_command=True)
@@ -149,7 +150,7 @@ def list_(
     as_json: JSON = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
 ) -> None:
-    """List what an experiment can name: strategies, models, data sets, all settings; and losses with their formulas."""
+    """List what an experiment can name, all settings, and all losses with their formulas."""
     from fedkd.listings import listing, to_markdown
     from fedkd.tables import listing_table
 
