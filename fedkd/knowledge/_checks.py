@@ -52,3 +52,10 @@ def expect_integer(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def expect_bool(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Expect a shape, and bool."""
     expect(name, tensor, shape, torch.bool)
+
+
+def expect_public_ids(ids: Tensor, public_ids: Tensor) -> None:
+    """Expect the ids of the round's public subset, in its order."""
+    expect_integer("ids", ids, (len(public_ids),))
+    if not torch.equal(ids, public_ids):
+        raise KnowledgeError("ids: expected the ids of the round's public subset in its order, found others")

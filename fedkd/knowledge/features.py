@@ -1,11 +1,11 @@
-"""Features: per class, and of identified samples."""
+"""Features: per class, and of public samples."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
 from torch import Tensor
 
-from fedkd.knowledge._checks import KnowledgeError, expect_float, expect_integer
+from fedkd.knowledge._checks import KnowledgeError, expect_float, expect_integer, expect_public_ids
 from fedkd.knowledge._class_means import class_means
 from fedkd.knowledge.base import Contract, Meaning, _Fields
 
@@ -46,7 +46,7 @@ class Prototypes(_Fields):
 @final
 @dataclass(frozen=True)
 class Features(_Fields):
-    """Features of identified samples.
+    """Features of public samples.
 
     Attributes:
         ids: sample ids, int64, shape ``(N,)``.
@@ -59,7 +59,6 @@ class Features(_Fields):
     features: Tensor
 
     def check(self, contract: Contract) -> None:
-        """Expect finite features of the agreed width, one row per id."""
-        rows = self.ids.numel()
-        expect_integer("ids", self.ids, (rows,))
-        expect_float("features", self.features, (rows, contract.feature_width))
+        """Expect one finite row of the agreed width per sample of the round's public subset, in its order."""
+        expect_float("features", self.features, (len(contract.public_ids), contract.feature_width))
+        expect_public_ids(self.ids, contract.public_ids)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
-import torch
 from torch import Tensor
 
-from fedkd.knowledge._checks import KnowledgeError, expect_bool, expect_float, expect_integer
+from fedkd.knowledge._checks import KnowledgeError, expect_bool, expect_float, expect_public_ids
 from fedkd.knowledge._class_means import class_means
 from fedkd.knowledge.base import Contract, Meaning, _Fields
 
@@ -36,9 +35,7 @@ class SoftLabels(_Fields):
     def check(self, contract: Contract) -> None:
         """Expect one finite row per sample of the round's public subset, in its order."""
         expect_float("logits", self.logits, (len(contract.public_ids), contract.classes))
-        expect_integer("ids", self.ids, (len(contract.public_ids),))
-        if not torch.equal(self.ids, contract.public_ids):
-            raise KnowledgeError("ids: expected the ids of the round's public subset in its order, found others")
+        expect_public_ids(self.ids, contract.public_ids)
 
 
 @final

@@ -9,7 +9,7 @@ from fedkd import seeding
 from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.errors import UserError
-from fedkd.knowledge import SoftLabels
+from fedkd.knowledge import Features, SoftLabels
 from fedkd.learner.base import ClientCard, Learner
 from fedkd.task import Task
 
@@ -87,10 +87,16 @@ class Client(Learner):
         """All public samples with their labels, or None where the public set is unlabelled."""
         return self.federation.labelled_public(self.card.view)
 
-    def public(self, received: SoftLabels, view: str | None = None) -> Samples:
-        """Return the public samples of these soft labels, in a view of the client, with their logits as ``teacher``."""
+    def public(self, received: SoftLabels | Features, view: str | None = None) -> Samples:
+        """Return the public samples that knowledge is about, in a view of the client, with what it says as ``teacher``.
+
+        Args:
+            received: logits or features of public samples.
+            view: one of the client's views, or the teacher's; its own without.
+        """
         samples = self.federation.public(self._own(view or self.card.view), received.ids)
-        return samples.with_targets(teacher=received.logits.to(samples.inputs))
+        said = received.logits if isinstance(received, SoftLabels) else received.features
+        return samples.with_targets(teacher=said.to(samples.inputs))
 
     def _own(self, view: str) -> str:
         if view not in (self.card.view, *self.card.views, self.card.teacher_view):
