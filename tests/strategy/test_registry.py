@@ -138,7 +138,7 @@ def test_no_folder_at_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown strategy 'fedmb': did you mean 'fedmd'\? Known: centralized, fd, "):
+    with pytest.raises(UserError, match=r"unknown strategy 'fedmb': did you mean 'fedmd'\? Known: centralized, cmkd, "):
         find("fedmb")
 
 
