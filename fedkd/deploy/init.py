@@ -25,7 +25,7 @@ FOLDER: Final = 0o700
 _SECRET: Final = (".key",)
 
 
-def init(  # noqa: PLR0913 - a deployment's facts
+def init(
     folder: Path,
     superlink: str,
     nodes: Sequence[str],

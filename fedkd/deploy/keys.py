@@ -66,7 +66,7 @@ def make_authority(now: datetime, days: int = CA_DAYS) -> Pair:
 def make_server(authority: Pair, names: Sequence[str], now: datetime, days: int = SERVER_DAYS) -> Pair:
     """Return a server's key, and its certificate signed by the authority.
 
-    Every certificate is also good for this machine itself: where a SuperLink listens on all addresses, its own ServerApp
+    Every certificate also names this machine itself: where a SuperLink listens on all addresses, its own ServerApp
     reaches it by 127.0.0.1, over TLS.
 
     Args:
@@ -82,7 +82,8 @@ def make_server(authority: Pair, names: Sequence[str], now: datetime, days: int 
     if issuer.not_valid_after_utc < now + timedelta(days=days):
         raise UserError(
             f"--days: expected a certificate within its authority's time, which ends on "
-            f"{issuer.not_valid_after_utc:%Y-%m-%d}, found {days} days from now: ask for fewer, or make a new deployment."
+            f"{issuer.not_valid_after_utc:%Y-%m-%d}, found {days} days from now: ask for "
+            "fewer, or make a new deployment."
         )
     signer = load_pem_private_key(authority.private, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != issuer.public_key():

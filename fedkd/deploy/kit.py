@@ -44,12 +44,26 @@ exec flower-supernode --superlink {superlink} --root-certificates ca.crt \\
     --auth-supernode-private-key node.key --port "${{RUNTIME_PORT:-9094}}" --node-config node.toml
 """
 
+_CONNECT: Final = """\
+mkdir -p flower
+cat > flower/config.toml <<END
+[superlink]
+default = "{connection}"
+
+[superlink.{connection}]
+address = "{superlink}"
+root-certificates = "$PWD/ca.crt"
+END
+"""
+"""Written anew at every start: Flower wants an absolute path, which is another one on every machine."""
+
 _REGISTER: Final = """\
 #!/bin/sh
 # Registers the public keys in nodes/ at the running SuperLink; with names, only these: sh register.sh hospital-a
 # A key that is registered already is refused by Flower, which does no harm.
 set -eu
 {environment}
+{connect}
 [ $# -gt 0 ] || set -- $(cd nodes && ls *.pub)
 failed=""
 for key in "$@"; do
@@ -65,16 +79,8 @@ _FLWR: Final = """\
 # Flower's command line with the connection of this folder, for example: sh flwr.sh list {connection}
 set -eu
 {environment}
+{connect}
 exec flwr "$@"
-"""
-
-_CONFIG: Final = """\
-[superlink]
-default = "{connection}"
-
-[superlink.{connection}]
-address = "{superlink}"
-root-certificates = "ca.crt"  # from the folder in which flwr is started
 """
 
 _NODE_CONFIG: Final = """\
@@ -101,7 +107,7 @@ Group=fedkd
 WorkingDirectory={home}/{folder}
 Environment=PATH={home}/venv/bin:/usr/local/bin:/usr/bin:/bin
 ExecStart=/bin/sh {home}/{folder}/start.sh
-Restart=on-failure
+Restart={restart}
 RestartSec=10
 TimeoutStopSec=30
 UMask=0077
@@ -141,8 +147,9 @@ def superlink_files(plan: Plan) -> dict[str, str]:
 The SuperLink of this deployment: {plan.superlink}
 
 By hand:     sh start.sh
-It listens on {bind}, port {plan.superlink.port} (TCP). Let only the nodes' and the operator's machines through the firewall:
-Flower serves nodes and operators on one port, and whoever reaches it with ca.crt may register keys and start runs.
+It listens on {bind}, port {plan.superlink.port} (TCP).
+Let only the machines of the nodes and the operator through the firewall: Flower serves them all on one port, and
+whoever reaches it with ca.crt may register keys and start runs.
 
 {_INSTALL.format(home=HOME, folder="superlink", unit=unit)}
 ca.crt            shows everybody whom to trust; not secret
@@ -152,7 +159,7 @@ superlink.sqlite  appears here: registered nodes and runs; keep it, for without 
 """
     return {
         "start.sh": _SUPERLINK.format(environment=_ENVIRONMENT, bind=bind, port=plan.superlink.port),
-        unit: _UNIT.format(role="SuperLink", home=HOME, folder="superlink"),
+        unit: _UNIT.format(role="SuperLink", home=HOME, folder="superlink", restart="on-failure"),
         "README.txt": readme,
     }
 
@@ -174,16 +181,18 @@ node.key    secret: whoever has it can pass for {name}; it never leaves this mac
 node.toml   what this node says of itself
 """
     number = plan.nodes.index(name)
+    # Always: a SuperNode that is refused because of its clock, or that lost its SuperLink, exits with 0.
     return {
         "start.sh": _SUPERNODE.format(environment=_ENVIRONMENT, name=name, superlink=plan.superlink),
         "node.toml": _NODE_CONFIG.format(name=name, number=number),
-        unit: _UNIT.format(role=f"SuperNode {name}", home=HOME, folder=name),
+        unit: _UNIT.format(role=f"SuperNode {name}", home=HOME, folder=name, restart="always"),
         "README.txt": readme,
     }
 
 
 def operator_files(plan: Plan, has_experiment: bool) -> dict[str, str]:
     """Return the texts for the machine from which runs are started; it may be the SuperLink's."""
+    connect = _CONNECT.format(connection=CONNECTION, superlink=plan.superlink)
     experiment = "experiment.toml" if has_experiment else "EXPERIMENT.toml"
     readme = f"""\
 For whoever starts runs at the SuperLink {plan.superlink}; this may be on the SuperLink's own machine.
@@ -198,9 +207,8 @@ sh flwr.sh supernode unregister ID {CONNECTION}    lets a node in no more, at on
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """
     return {
-        "register.sh": _REGISTER.format(environment=_ENVIRONMENT, connection=CONNECTION),
-        "flwr.sh": _FLWR.format(environment=_ENVIRONMENT, connection=CONNECTION),
-        "flower/config.toml": _CONFIG.format(superlink=plan.superlink, connection=CONNECTION),
+        "register.sh": _REGISTER.format(environment=_ENVIRONMENT, connect=connect, connection=CONNECTION),
+        "flwr.sh": _FLWR.format(environment=_ENVIRONMENT, connect=connect, connection=CONNECTION),
         "README.txt": readme,
     }
 
@@ -222,7 +230,8 @@ def overview(plan: Plan, expires: str) -> str:
     return "\n".join(
         [
             f"A deployment of fedkd. The SuperLink is {plan.superlink}; its certificate ends on {expires}.",
-            "Bring each folder to its machine by a way that nobody reads along (scp, a stick), then delete it here.",
+            "Bring each folder to its machine by a way that nobody reads along (scp, a stick). Then delete superlink/ and",
+            "the nodes' folders here; operator/ and deployment.toml are what `fedkd deploy add-node` needs.",
             "",
             *(f"{name:{width}}  {what}" for name, what in lines.items()),
             "",

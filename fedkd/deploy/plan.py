@@ -95,4 +95,6 @@ def read_plan(folder: Path) -> Plan:
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         return make_plan(facts["superlink"], facts["nodes"], facts["also"])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected superlink, also and nodes as `fedkd deploy init` wrote them: {error}.") from None
+        raise UserError(
+            f"{path}: expected superlink, also and nodes as `fedkd deploy init` wrote them: {error}."
+        ) from None

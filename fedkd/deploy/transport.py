@@ -11,7 +11,9 @@ DEFAULT_PORT: Final = 8000  # of flower-superlink
 LAST_PORT: Final = 65535
 OVERRIDE: Final = "--insecure-on-purpose"
 
-_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\.?")
+_NAME: Final = re.compile(
+    r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\.?"
+)
 _DOTTED: Final = re.compile(r"[\d.]+")  # meant as an IPv4 address, and never a host name
 
 
@@ -34,7 +36,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether what is sent there never leaves this machine; a name is not looked up, so others than localhost do."""
+        """Whether what is sent there never leaves this machine; a name other than localhost is not looked up."""
         ip = _ip(self.host)
         return self.host.rstrip(".") == "localhost" if ip is None else ip.is_loopback
 
@@ -87,8 +89,8 @@ def check_transport(address: str, tls: bool, allow: bool) -> None:
     if tls or allow or where.is_loopback:
         return
     raise UserError(
-        f"{where}: expected TLS, for this is not a loopback address and everybody on the way could read and change what "
-        f"clients send; found none: give --root-certificates ca.crt (`fedkd deploy init` makes one), or {OVERRIDE}."
+        f"{where}: expected TLS, for this is not a loopback address and everybody on the way could read and change "
+        f"what clients send; found none: give --root-certificates ca.crt (`fedkd deploy init` makes one), or {OVERRIDE}."
     )
 
 
