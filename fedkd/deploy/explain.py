@@ -70,7 +70,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "key refused": Rule(
         (r"\[code: 2004\]",),
         "SuperNode: the SuperLink does not take its key: it is not registered (run register.sh in operator/), or "
-        "another SuperNode with this key is online, or was killed less than a minute ago; the SuperLink's log says which.",
+        "another SuperNode with this key is online, or was killed less than a minute ago; the SuperLink's log says "
+        "which.",
     ),
     "no key": Rule(
         (r"\[code: 2001\]",),
@@ -90,7 +91,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "clock, at the SuperNode": Rule(
         (_SUPERNODE, "SuperNode terminated gracefully"),
         "SuperNode: it ended before the SuperLink let it in; unless somebody stopped it, its clock is more than 5 s "
-        "ahead or more than 5 min behind the SuperLink's: set it (timedatectl set-ntp true; `fedkd doctor` measures it).",
+        "ahead or more than 5 min behind the SuperLink's: set it (timedatectl set-ntp true; `fedkd doctor` "
+        "measures it).",
         lacks=("SuperNode ID: ", r"Connection attempt failed(?s:.*)SuperNode terminated gracefully", "Exit Code"),
     ),
     "key without TLS": Rule(

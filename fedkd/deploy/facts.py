@@ -198,12 +198,15 @@ def _days_left(certificate: bytes) -> float:
 
 
 def _clock(connection: http.client.HTTPConnection) -> tuple[float | None, float]:
-    """Return how far this clock is ahead of the server's ``Date``, and the uncertainty: ``Date`` has whole seconds."""
+    """Return how far this clock is ahead of the server's ``Date``, and the uncertainty, either way.
+
+    ``Date`` has whole seconds, and Flower's web server renews it once a second: the time is up to two seconds later.
+    """
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException, ValueError, TypeError):
         before = time.time()
         connection.request("HEAD", "/")
         date = connection.getresponse().headers["Date"]
         after = time.time()
-        theirs = parsedate_to_datetime(date).timestamp() + 0.5
-        return (before + after) / 2 - theirs, 0.5 + (after - before) / 2
+        theirs = parsedate_to_datetime(date).timestamp() + 1
+        return (before + after) / 2 - theirs, 1 + (after - before) / 2
     return None, 0.0

@@ -132,7 +132,7 @@ WantedBy=multi-user.target
 _INSTALL: Final = """\
 As a service (Linux with systemd), as root:
     useradd --system --home-dir {home} --shell /usr/sbin/nologin fedkd
-    python3 -m venv {home}/venv && {home}/venv/bin/pip install fedkd
+    python3 -m venv {home}/venv && {home}/venv/bin/pip install FEDKD_CHECKOUT
     cp -r . {home}/{folder} && chown -R fedkd:fedkd {home}/{folder} && chmod 700 {home}/{folder}
     cp {unit} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {unit}
     journalctl -u {unit} -f
@@ -155,7 +155,7 @@ whoever reaches it with ca.crt may register keys and start runs.
 ca.crt            shows everybody whom to trust; not secret
 server.crt        the certificate, for {", ".join(plan.names)}
 server.key        secret: stays on this machine
-superlink.sqlite  appears here: registered nodes and runs; keep it, for without it all nodes must be registered again
+superlink.sqlite  appears here: registered nodes and runs; without it all nodes must be registered again
 """
     return {
         "start.sh": _SUPERLINK.format(environment=_ENVIRONMENT, bind=bind, port=plan.superlink.port),
@@ -230,8 +230,8 @@ def overview(plan: Plan, expires: str) -> str:
     return "\n".join(
         [
             f"A deployment of fedkd. The SuperLink is {plan.superlink}; its certificate ends on {expires}.",
-            "Bring each folder to its machine by a way that nobody reads along (scp, a stick). Then delete superlink/ and",
-            "the nodes' folders here; operator/ and deployment.toml are what `fedkd deploy add-node` needs.",
+            "Bring each folder to its machine by a way that nobody reads along (scp, a stick). Then delete superlink/",
+            "and the nodes' folders here; operator/ and deployment.toml are what `fedkd deploy add-node` needs.",
             "",
             *(f"{name:{width}}  {what}" for name, what in lines.items()),
             "",

@@ -90,7 +90,8 @@ def check_transport(address: str, tls: bool, allow: bool) -> None:
         return
     raise UserError(
         f"{where}: expected TLS, for this is not a loopback address and everybody on the way could read and change "
-        f"what clients send; found none: give --root-certificates ca.crt (`fedkd deploy init` makes one), or {OVERRIDE}."
+        f"what clients send; found none: give --root-certificates ca.crt (`fedkd deploy init` makes one), "
+        f"or {OVERRIDE}."
     )
 
 
