@@ -25,6 +25,8 @@ RAY_SHARE: Final = 0.3
 """Share of the memory that Ray's object store takes in shared memory."""
 USABLE: Final = 0.9
 """Share of a GPU's free memory that workers may fill; the rest is for fragments and peaks."""
+MOST: Final = 100
+"""Most workers on one GPU that a share can be named for."""
 DAYS_LEFT: Final = 30
 
 
@@ -129,7 +131,7 @@ def gpus(found: Sequence[Gpu], need: int) -> Finding:
     """
     if not found:
         return Finding("gpu", "ok", "none; train.device = 'cpu'")
-    workers = min(int(USABLE * gpu.free) // need for gpu in found)
+    workers = min(MOST, *(int(USABLE * gpu.free) // need for gpu in found))
     shown = ", ".join(f"{gpu.name}: {_gib(gpu.free)} of {_gib(gpu.total)} free" for gpu in found)
     if not workers:
         return Finding("gpu", "fail", shown, f"a worker needs {_gib(need)}: end what fills the GPU, or use the CPU")
@@ -138,8 +140,8 @@ def gpus(found: Sequence[Gpu], need: int) -> Finding:
 
 
 def safe_share(workers: int) -> float:
-    """Return the share of a GPU of which Ray fits at most so many; rounded up to Ray's own four places."""
-    return math.ceil(10_000 / workers) / 10_000
+    """Return the share of a GPU of which Ray fits so many workers, 100 at most: Ray counts ten-thousandths."""
+    return 10_000 // workers / 10_000
 
 
 def memory(available: int, cpus: int, need: int = GIB) -> Finding:

@@ -67,12 +67,13 @@ def listener(port: int) -> str | None:
             probe.bind(("", port))
             return None
     inodes = _listening_inodes(port)
-    for folder in Path("/proc").glob("[0-9]*/fd"):
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours
-            if inodes & {os.readlink(link) for link in folder.iterdir()}:
-                name = (folder.parent / "cmdline").read_bytes().split(b"\0")
-                shown = " ".join(Path(part.decode(errors="replace")).name for part in name[:2] if part)
-                return f"{shown} (process {folder.parent.name})"
+            if os.readlink(link) in inodes:
+                process = link.parent.parent
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                shown = " ".join(Path(word.decode(errors="replace")).name for word in words[:2] if word)
+                return f"{shown} (process {process.name})"
     return "a program of another user"
 
 

@@ -134,7 +134,8 @@ As a service (Linux with systemd), as root:
     useradd --system --home-dir {home} --shell /usr/sbin/nologin fedkd
     python3 -m venv {home}/venv && {home}/venv/bin/pip install FEDKD_CHECKOUT
     cp -r . {home}/{folder} && chown -R fedkd:fedkd {home}/{folder} && chmod 700 {home}/{folder}
-    cp {unit} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {unit}
+    cp {unit} /etc/systemd/system/ && systemctl daemon-reload
+    systemctl enable --now {unit}
     journalctl -u {unit} -f
 """
 

@@ -70,6 +70,10 @@ class Deployment:
         self._started: list[Started] = []
         deployment.init(self.folder, self.address, nodes)
 
+    def free_port(self) -> int:
+        """Return a port that nobody listens on."""
+        return free_port()
+
     def script(self, name: str, *arguments: str, **env: str) -> Started:
         """Start one of the written scripts."""
         return self.start(["sh", str(self.folder / name), *arguments], **env)

@@ -68,8 +68,8 @@ def test_the_doctor_distrusts_another_authority_and_still_sees_the_end_of_the_ce
 def test_the_port_answers_nobody_in_plain_text(running):
     address = parse_address(running.address)
     connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
+    connection.request("GET", "/")
     with pytest.raises((http.client.HTTPException, OSError)):
-        connection.request("GET", "/")
         connection.getresponse()
     connection.close()
     with pytest.raises(ssl.SSLCertVerificationError):
