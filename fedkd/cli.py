@@ -52,6 +52,7 @@ class Listed(StrEnum):
     codecs = "codecs"
     settings = "settings"
     losses = "losses"
+    transforms = "transforms"
 
 
 @app.callback(invoke_without_command=True)
@@ -123,7 +124,7 @@ def compare(
     from fedkd.compare import plan
     from fedkd.engine.simulate import check
     from fedkd.progress import RoundProgress
-    from fedkd.tables import comparison_table
+    from fedkd.tables import comparison_table, mean_gains_table
 
     names, numbers = _split("--strategies", strategies), [_seed(text) for text in _split("--seeds", seeds)]
     variants = plan(experiment, names, numbers)
@@ -139,6 +140,8 @@ def compare(
         typer.echo(json.dumps(comparison.to_json()))
         return
     _print(comparison_table(comparison))
+    if comparison.gained:
+        _print(mean_gains_table(comparison.gains))
     typer.echo(f"table  {folder / 'comparison.csv'}\nruns   {folder / 'runs.csv'}")
 
 
@@ -148,7 +151,7 @@ def list_(
     as_json: JSON = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
 ) -> None:
-    """List what an experiment can name: strategies, models, data sets, all settings; and losses with their formulas."""
+    """List what an experiment can name, all settings, and all losses with their formulas."""
     from fedkd.listings import listing, to_markdown
     from fedkd.tables import listing_table
 
@@ -211,16 +214,11 @@ def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list
     """Run the clients alone if the experiment asks for it, and return what each view gains; nothing without."""
     if not experiment.alone:
         return []
-    from fedkd.engine.simulate import simulate
-    from fedkd.gains import ALONE, BASELINE, alone, gains, write_gains
+    from fedkd.gains import ALONE, BASELINE, measure
     from fedkd.progress import RoundProgress
 
-    baseline = alone(experiment, result.rounds, result.clients)
     with _telling_how_to_go_on(folder / ALONE), RoundProgress([BASELINE], experiment.rounds) as progress:
-        before = simulate(baseline, out=folder / ALONE, on_round=progress.advance)
-    rows = gains(result.clients, before.clients)
-    write_gains(folder, rows)
-    return rows
+        return measure(experiment, result, folder, progress.advance)
 
 
 def _show(result: "Result", report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:

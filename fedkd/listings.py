@@ -18,6 +18,7 @@ COLUMNS = {
     "codecs": ("example", "payloads", "description"),
     "settings": ("key", "default", "meaning"),
     "losses": ("family", "name", "formula"),
+    "transforms": ("example", "meaning"),
 }
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ def listing(what: str) -> list[Row]:
     """Return what can be named.
 
     Args:
-        what: ``strategies``, ``models``, ``data``, ``codecs``, ``settings`` or ``losses``.
+        what: ``strategies``, ``models``, ``data``, ``codecs``, ``settings``, ``losses`` or ``transforms``.
     """
     if what == "strategies":
         from fedkd.strategy.registry import names as strategy_names
@@ -45,6 +46,13 @@ def listing(what: str) -> list[Row]:
                 "description": entry.description,
             }
             for name, entry in CODECS.items()
+        ]
+    if what == "transforms":
+        from fedkd.data.transforms import TRANSFORMS
+
+        return [
+            {"name": name or "size", "example": f"@{entry.example}", "meaning": entry.meaning}
+            for name, entry in TRANSFORMS.items()
         ]
     if what == "losses":
         from fedkd.formulas import formulas

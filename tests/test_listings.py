@@ -43,6 +43,7 @@ def test_a_strategy_that_cannot_be_imported_is_reported_in_its_row(tmp_path, mon
         ("settings", "docs/experiment.md"),
         ("codecs", "docs/experiment.md"),
         ("losses", "docs/losses.md"),
+        ("transforms", "docs/views.md"),
     ],
 )
 def test_the_documentation_holds_what_is_generated(what, file):

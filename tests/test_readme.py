@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import fedkd
-from fedkd.config import Experiment
+from fedkd.config import Experiment, load
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -54,3 +54,15 @@ def test_the_example_of_own_data_runs(tmp_path, monkeypatch):
     own = {"data.name": "measurements.npz", "federation.views": ["sensor"], "federation.architectures": ["mlp"]}
     metrics = fedkd.simulate(Experiment(rounds=1).changed(**own)).metrics
     assert 0.25 < metrics["clients_global"]["accuracy"] <= 1
+
+
+def test_the_experiment_across_two_views_of_ones_own_has_15_lines_and_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "views.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "views.md", "exec"), {})  # noqa: S102
+    example = next(block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "ward.npz" in block)
+    assert len(example.splitlines()) <= 15
+    Path("ward.toml").write_text(example)
+    result = fedkd.simulate(load(Path("ward.toml")))
+    assert {row["view"] for row in result.clients} == {"pulse", "blood"}
+    assert all(row["global"]["accuracy"] > 1 / 3 for row in result.clients)

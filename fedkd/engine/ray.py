@@ -13,8 +13,9 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep, time
 from typing import Any
 
 import ray
@@ -46,6 +47,8 @@ UNITS_PER_WORKER = 4
 """Units that each worker gets where single clients are more: to give out a unit takes some milliseconds."""
 START_SECONDS = 300.0
 """Seconds that a worker may take to start: a cluster may first have to make room for it."""
+WORDS_SECONDS = 2.0
+"""Seconds until what a worker prints has been shown, on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Worker:
         """Return the node on which the process is, once it is prepared."""
         return _node()
 
+    def silent_for(self) -> float:
+        """Return the seconds since something was last printed here: Ray keeps both outputs in files."""
+        return time() - max(os.fstat(number).st_mtime for number in (1, 2))
+
     def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Bare], Columns, Columns]:
         """Run one unit.
 
@@ -170,8 +177,10 @@ class RayGrid(SimulationGrid[Stored]):
         """Return the grid."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Stop the workers, and Ray if it was started here."""
+        if kind is None and self._started_ray:
+            self._hear_last_words()
         self._stop()
 
     def run_units(self, units: Sequence[Unit[Stored]]) -> Iterator[tuple[str, Message, Stored | None]]:
@@ -304,6 +313,12 @@ class RayGrid(SimulationGrid[Stored]):
             self._queues[self._starting.pop(0)] = []
             if node != _node():
                 self._far.add(worker)
+
+    def _hear_last_words(self) -> None:
+        """Give Ray the time to show what the workers printed last: it would be lost."""
+        with suppress(RayError, GetTimeoutError):
+            silent = ray.get([worker.silent_for.remote() for worker in self._queues], timeout=WORDS_SECONDS)
+            sleep(max(0.0, WORDS_SECONDS - min(silent, default=WORDS_SECONDS)))
 
     def _stop(self) -> None:
         for worker in [*self._starting, *self._queues]:
