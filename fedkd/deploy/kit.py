@@ -105,7 +105,7 @@ StartLimitIntervalSec=0
 User=fedkd
 Group=fedkd
 WorkingDirectory={home}/{folder}
-Environment=PATH={home}/venv/bin:/usr/local/bin:/usr/bin:/bin
+Environment=PATH={home}/venv/bin:/usr/local/bin:/usr/bin:/bin HOME={home}/{folder}
 ExecStart=/bin/sh {home}/{folder}/start.sh
 Restart={restart}
 RestartSec=10
@@ -150,7 +150,7 @@ The SuperLink of this deployment: {plan.superlink}
 By hand:     sh start.sh
 It listens on {bind}, port {plan.superlink.port} (TCP).
 Let only the machines of the nodes and the operator through the firewall: Flower serves them all on one port, and
-whoever reaches it with ca.crt may register keys and start runs.
+whoever reaches it may register keys and start runs.
 
 {_INSTALL.format(home=HOME, folder="superlink", unit=unit)}
 ca.crt            shows everybody whom to trust; not secret
@@ -204,7 +204,7 @@ For whoever starts runs at the SuperLink {plan.superlink}; this may be on the Su
 4. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
 
 sh flwr.sh supernode list {CONNECTION}             who is there
-sh flwr.sh supernode unregister ID {CONNECTION}    lets a node in no more, at once
+sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within seconds
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """
     return {

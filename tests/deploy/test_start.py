@@ -8,6 +8,7 @@ import pytest
 
 from fedkd.deploy import init as deployment
 from fedkd.deploy.doctor import examine, exit_code
+from fedkd.deploy.explain import which
 from fedkd.deploy.facts import look_at_superlink
 from fedkd.deploy.transport import parse_address
 
@@ -36,6 +37,18 @@ def test_a_node_that_is_added_later_is_let_in(running):
 
     assert registered.ended() == 0, registered.said
     running.script("hospital-c/start.sh").wait_for("SuperNode ID: ")
+
+
+def test_a_node_that_is_unregistered_is_shut_out(running):
+    node = running.script("hospital-b/start.sh")
+    node_id = node.wait_for("SuperNode ID: ").rpartition("SuperNode ID: ")[2].split()[0]
+
+    assert running.script("operator/flwr.sh", "supernode", "unregister", node_id, "fedkd").ended() == 0
+
+    assert node.ended() == 0  # which is why its unit says Restart=always
+    again = running.script("hospital-b/start.sh")
+    assert again.ended() == 1
+    assert which(again.said) == "key refused"
 
 
 def test_a_key_that_is_registered_already_is_told_to_the_operator(running):
