@@ -76,7 +76,7 @@ def test_with_the_certificate_of_another_authority(running, key, tmp_path):
 
 
 def another_superlink(running, folder, host="127.0.0.1", server=None):
-    """Start a second SuperLink of the same deployment, with other particulars; return its address."""
+    """Start a second SuperLink of the same deployment, with other particulars; return its address, and it."""
     shutil.copytree(running.folder / "superlink", folder, ignore=shutil.ignore_patterns("*.sqlite*"))
     if server is not None:
         (folder / "server.crt").write_bytes(server.public)
@@ -85,24 +85,27 @@ def another_superlink(running, folder, host="127.0.0.1", server=None):
     address = f"{host}:{running.free_port()}"
     script = (folder / "start.sh").read_text().replace(f"--host {first} --port {port}", "--host {} --port {}")
     (folder / "start.sh").write_text(script.replace("{} --port {}", " --port ".join(address.split(":"))))
-    running.start(["sh", str(folder / "start.sh")]).wait_for(f"running on https://{address}")
-    return address
+    superlink = running.start(["sh", str(folder / "start.sh")])
+    superlink.wait_for(f"running on https://{address}")
+    return address, superlink
 
 
 def test_with_an_expired_certificate(running, trust, key, tmp_path):
     where = running.folder / "ca"
     authority = Pair((where / "ca.key").read_bytes(), (where / "ca.crt").read_bytes())
     server = make_server(authority, ["127.0.0.1"], utc_now() - timedelta(days=30), days=29)
-    address = another_superlink(running, tmp_path / "old", server=server)
+    address, superlink = another_superlink(running, tmp_path / "old", server=server)
 
     said = refused(running.node("--superlink", address, *trust, *key))
 
     assert which(said) == "expired"
+    superlink.wait_for("certificate has expired")  # nor does it trust itself any more: no run can start
+    assert which(superlink.said) == "expired"
     assert "run `fedkd deploy renew`" in explain(said)
 
 
 def test_with_a_certificate_for_another_name(running, trust, key, tmp_path):
-    address = another_superlink(running, tmp_path / "moved", host="127.0.0.2")
+    address, _ = another_superlink(running, tmp_path / "moved", host="127.0.0.2")
 
     said = refused(running.node("--superlink", address, *trust, *key))
 
