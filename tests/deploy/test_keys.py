@@ -113,3 +113,10 @@ def test_a_node_key_is_what_flower_loads():
     assert pair.public.split()[0] == b"ecdsa-sha2-nistp384"
     assert pair.public.endswith(b" hospital-a\n")
     assert make_node("hospital-a") != pair
+
+
+def test_an_authority_may_not_make_further_authorities(authority):
+    limits = x509.load_pem_x509_certificate(authority.public).extensions.get_extension_for_class(x509.BasicConstraints)
+
+    assert limits.critical
+    assert (limits.value.ca, limits.value.path_length) == (True, 0)
