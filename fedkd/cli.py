@@ -1,4 +1,4 @@
-"""The command line: ``fedkd run``, ``fedkd resume``, ``fedkd compare`` and ``fedkd list``.
+"""The command line: ``fedkd run``, ``resume``, ``compare``, ``list``, ``deploy`` and ``doctor``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the run failed, 2 a mistake
 in what the user gave, 130 interrupted.
@@ -22,6 +22,7 @@ from rich.table import Table
 import fedkd
 from fedkd import config
 from fedkd.config import Experiment
+from fedkd.deploy.cli import deploy, doctor
 from fedkd.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -161,6 +162,10 @@ def list_(
         typer.echo(to_markdown(what, rows))
     else:
         _print(listing_table(what, rows))
+
+
+app.add_typer(deploy, name="deploy")
+app.command()(doctor)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ _FLOORS = (
     "strategy",
     "app",
     "engine __init__",  # fedkd itself may expose the engine's `simulate`
-    "cli compare formulas gains listings progress report report_template tables __main__",
+    "cli compare deploy formulas gains listings progress report report_template tables __main__",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms.split()}
 STRATEGIES_SEE_UP_TO = FLOOR["strategy"]

@@ -1,0 +1,1 @@
+"""Real deployments: certificates and keys, what every machine needs, checks of a machine, and what went wrong."""

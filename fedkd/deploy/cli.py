@@ -1,0 +1,97 @@
+"""``fedkd deploy ...`` and ``fedkd doctor``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedkd.errors import UserError
+
+deploy = typer.Typer(no_args_is_help=True, help="Set up a real deployment: certificates, keys, commands, services.")
+
+DEPLOYMENT = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)]
+DAYS = Annotated[int, typer.Option(help="days that the server's certificate is valid")]
+
+
+@deploy.command()
+def init(
+    folder: DEPLOYMENT,
+    superlink: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="the SuperLink's address", show_default=False)],
+    nodes: Annotated[str, typer.Option(help="names of the nodes, separated by commas", show_default=False)],
+    also: Annotated[str, typer.Option(help="further names and IP addresses of the SuperLink, with commas")] = "",
+    days: DAYS = 365,
+    experiment: Annotated[Path | None, typer.Option(help="experiment file for the operator's folder")] = None,
+) -> None:
+    """Write what a first deployment needs: one folder for every machine, with keys, commands and a systemd unit."""
+    from fedkd.deploy import init as deployment
+
+    plan = deployment.init(folder, superlink, _names(nodes), _names(also), days, experiment)
+    typer.echo(f"{folder}: a SuperLink at {plan.superlink}, {len(plan.nodes)} nodes")
+    typer.echo(f"Take {folder / 'ca' / 'ca.key'} offline. What goes where is in {folder / 'README.txt'}.")
+
+
+@deploy.command(name="add-node")
+def add_node(
+    folder: DEPLOYMENT,
+    name: Annotated[str, typer.Argument(help="name of the new node", show_default=False)],
+) -> None:
+    """Add one node: a folder with its key, and its public key for the operator; the authority's key is not needed."""
+    from fedkd.deploy import init as deployment
+
+    deployment.add_node(folder, name)
+    typer.echo(f"{folder / name}: bring it to its machine")
+    typer.echo(f"{folder / 'operator' / 'nodes' / f'{name}.pub'}: register it with sh register.sh {name}")
+
+
+@deploy.command()
+def renew(folder: DEPLOYMENT, days: DAYS = 365) -> None:
+    """Make a new certificate for the SuperLink, before the old one ends; nodes and operator need nothing new."""
+    from fedkd.deploy import init as deployment
+
+    end = deployment.renew(folder, days)
+    where = folder / "superlink"
+    typer.echo(
+        f"{where / 'server.crt'}, {where / 'server.key'}: valid until {end:%Y-%m-%d}; bring both to the SuperLink"
+    )
+
+
+@deploy.command()
+def explain(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="file, or - for standard input", show_default=False)],
+) -> None:
+    """Say in one line what a log of a SuperLink or SuperNode means, and what to do."""
+    from fedkd.deploy.explain import explain as line_for
+
+    try:
+        text = sys.stdin.read() if str(log) == "-" else log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{log}: expected a log file, cannot read it: {error.strerror}.") from None
+    typer.echo(line_for(text) or "nothing in it that we know; the last ERROR line says most")
+
+
+def doctor(
+    superlink: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="SuperLink to reach")] = None,
+    root_certificates: Annotated[Path | None, typer.Option(help="ca.crt of the deployment")] = None,
+    data: Annotated[str | None, typer.Option(help="data set to load: path, or name of a built-in one")] = None,
+    gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="GPU memory that one worker needs")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> int:
+    """Check this machine: versions, ports, clock, GPU, memory, disk, data, and the way to a SuperLink."""
+    from fedkd.deploy.doctor import examine, exit_code, findings_table
+
+    if gpu_memory <= 0:
+        raise UserError(f"--gpu-memory: expected GiB above 0, found {gpu_memory:g}.")
+    findings = examine(superlink, root_certificates, data, gpu_memory)
+    if as_json:
+        typer.echo(json.dumps([finding.to_json() for finding in findings]))
+    else:
+        console = Console()
+        Console(width=console.width if console.is_terminal else 140).print(findings_table(findings))
+    return exit_code(findings)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

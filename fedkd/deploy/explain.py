@@ -1,0 +1,181 @@
+"""What a log of Flower 1.41 means: one line that says what happened, on which machine, and what to do.
+
+Flower's own messages are often silent about the cause: a SuperNode whose clock is off says that it "terminated
+gracefully" and exits with 0, one that speaks plain text to a TLS port retries for ever. Every rule here was seen in the
+log of real processes (``tests/deploy/test_refusals.py`` starts them).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_SUPERNODE: Final = "Starting Flower SuperNode"
+_SUPERLINK: Final = "Starting Flower SuperLink"
+_VERIFY: Final = r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: "
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that happens.
+
+    Attributes:
+        needs: patterns that must all be found; their named groups fill the line.
+        lacks: patterns of which none may be found.
+        line: the explanation.
+    """
+
+    needs: tuple[str, ...]
+    line: str
+    lacks: tuple[str, ...] = ()
+
+
+RULES: Final[Mapping[str, Rule]] = {
+    "no certificate": Rule(
+        (_VERIFY + "unable to get local issuer", "Using system certificates"),
+        "SuperNode: it knows only the public authorities, and the SuperLink's certificate is none of theirs: start it "
+        "with --root-certificates ca.crt (start.sh in its folder does).",
+    ),
+    "wrong authority": Rule(
+        (_VERIFY + "(unable to get local issuer|self-signed|self signed|certificate signature failure)",),
+        "SuperNode: the SuperLink's certificate was not signed by this ca.crt: bring it the ca.crt of this deployment; "
+        "if you did, somebody else answers at this address.",
+    ),
+    "expired": Rule(
+        (_VERIFY + "certificate has expired",),
+        "SuperLink: its certificate has expired (or this machine's clock is ahead): run `fedkd deploy renew` where "
+        "ca.key is kept, bring the new server.crt and server.key to the SuperLink, and restart it.",
+    ),
+    "not yet valid": Rule(
+        (_VERIFY + "certificate is not yet valid",),
+        "SuperNode: its clock is behind the beginning of the SuperLink's certificate: set the clock (timedatectl "
+        "set-ntp true), and start it again.",
+    ),
+    "wrong name": Rule(
+        (_VERIFY + r"(?:Hostname|IP address) mismatch, certificate is not valid for '(?P<name>[^']+)'",),
+        "SuperLink: its certificate does not name {name}, which the SuperNode calls it: use a name that it holds, or "
+        "add {name} to `also` in deployment.toml, run `fedkd deploy renew`, and restart the SuperLink.",
+    ),
+    "unknown key": Rule(
+        (r"ApiError:2004\].*No SuperNode found with the given public key",),
+        "SuperLink: a SuperNode came whose key is not registered: if it is yours, run register.sh in operator/; the "
+        "SuperNode goes on by itself.",
+    ),
+    "reused key": Rule(
+        (r"ApiError:2004\].*SuperNode with node ID (?P<node>\d+) could not be activated",),
+        "SuperLink: a SuperNode came with the key of node {node}, which is online: stop the other one, or give each "
+        "its own key (`fedkd deploy add-node`); one that was killed is let in again after at most a minute.",
+    ),
+    "key refused": Rule(
+        (r"\[code: 2004\]",),
+        "SuperNode: the SuperLink does not take its key: it is not registered (run register.sh in operator/), or "
+        "another SuperNode with this key is online, or was killed less than a minute ago; the SuperLink's log says "
+        "which.",
+    ),
+    "no key": Rule(
+        (r"\[code: 2001\]",),
+        "SuperNode: it was started without a key, and the SuperLink asks for one: give --auth-supernode-private-key "
+        "node.key (start.sh in its folder does).",
+    ),
+    "key registered twice": Rule(
+        (r"\[code: 23\]|ApiError:23\]",),
+        "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
+        "two keys.",
+    ),
+    "clock, at the SuperLink": Rule(
+        (r"(?P<peer>\S+):\d+ - \"POST /v1/fleet/[\w-]+ HTTP/1\.1\" 401",),
+        "SuperNode at {peer}: the SuperLink refused its signature; its clock is more than 5 s ahead or more than 5 min "
+        "behind (timedatectl set-ntp true), or its key was unregistered.",
+    ),
+    "clock, at the SuperNode": Rule(
+        (_SUPERNODE, "SuperNode terminated gracefully"),
+        "SuperNode: it ended before the SuperLink let it in; unless somebody stopped it, its clock is more than 5 s "
+        "ahead or more than 5 min behind the SuperLink's: set it (timedatectl set-ntp true; `fedkd doctor` "
+        "measures it).",
+        lacks=("SuperNode ID: ", r"Connection attempt failed(?s:.*)SuperNode terminated gracefully", "Exit Code"),
+    ),
+    "key without TLS": Rule(
+        ("Exit Code: 303",),
+        "SuperNode: it has a key, but was told to speak plain text: replace --insecure by --root-certificates ca.crt.",
+    ),
+    "plain text": Rule(
+        (r"Starting insecure channel to (?P<peer>\S+?)\.?\n", "Connection attempt failed"),
+        "SuperNode: it speaks plain text to {peer}, where nobody understands it: replace --insecure by "
+        "--root-certificates ca.crt; if the SuperLink has no TLS either, it is not running.",
+        lacks=("SuperNode ID: ",),
+    ),
+    "other code": Rule(
+        (r"(?P<client>[\w-]+): code: expected .* as the server has it",),
+        "SuperNode of {client}: it runs other code than the server: install the same fedkd and the same strategies "
+        "there, and leave no other copy where it is started.",
+    ),
+    "address in use": Rule(
+        (r"error while attempting to bind on address \('(?P<host>[^']+)', (?P<port>\d+)",),
+        "This machine: another program listens on {host}:{port}: stop it, or choose another port (RUNTIME_PORT=9095 "
+        "sh start.sh for a SuperNode).",
+    ),
+    "other Flower": Rule(
+        ("Exit Code: 606",),
+        "SuperNode: its version of Flower does not fit the SuperLink's: install the same one "
+        "(pip install 'flwr[simulation]>=1.41,<1.42').",
+    ),
+    "nobody answers": Rule(
+        (_SUPERNODE, "Connection attempt failed"),
+        "SuperLink: nobody answers at the address that this SuperNode was given: is it running, is the address right, "
+        "does the firewall let the port through? The SuperNode keeps trying.",
+        lacks=("SuperNode ID: ", "Exit Code"),
+    ),
+}
+"""From the particular to the general: the first rule that fits explains."""
+
+
+def explain(log: str) -> str | None:
+    """Explain a log of a SuperLink, a SuperNode or the operator's command.
+
+    Args:
+        log: text, with colours or without.
+
+    Returns:
+        One line; None if nothing in it is known.
+
+    Example:
+        >>> print(explain("[code: 2001] SuperNode authentication is enabled."))
+        SuperNode: it was started without a key, and the SuperLink asks for one: give --auth-supernode-private-key \
+node.key (start.sh in its folder does).
+    """
+    text = _last_session(log)
+    name = which(text)
+    if name is None:
+        return None
+    facts: dict[str, str] = {}
+    for pattern in RULES[name].needs:
+        facts |= [found.groupdict() for found in re.finditer(pattern, text)][-1]
+    return RULES[name].line.format(**facts)
+
+
+def which(log: str) -> str | None:
+    """Return the name of the rule that explains a log; None if none does.
+
+    In a SuperLink's log, where many nodes speak, it is the rule of what happened last; else the most particular one.
+    """
+    text = _last_session(log)
+    fitting = [
+        name
+        for name, rule in RULES.items()
+        if all(re.search(pattern, text) for pattern in rule.needs)
+        and not any(re.search(pattern, text) for pattern in rule.lacks)
+    ]
+    if _SUPERLINK not in text:
+        return fitting[0] if fitting else None
+    return max(fitting, key=lambda name: _last_place(RULES[name].needs[-1], text), default=None)
+
+
+def _last_session(log: str) -> str:
+    """Return what was said since the SuperNode or SuperLink was last started, without colours."""
+    text = _COLOURS.sub("", log)
+    return text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
+
+
+def _last_place(pattern: str, text: str) -> int:
+    return max(found.start() for found in re.finditer(pattern, text))

@@ -1,0 +1,175 @@
+"""``fedkd deploy init``, ``add-node`` and ``renew``: write the folders of a deployment, and never over another one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from fedkd import config
+from fedkd.deploy.keys import SERVER_DAYS, Pair, make_authority, make_node, make_server, utc_now
+from fedkd.deploy.kit import SCRIPTS, node_files, operator_files, overview, superlink_files
+from fedkd.deploy.plan import CA, OPERATOR, PLAN, SUPERLINK, Plan, check_node_name, make_plan, plan_text, read_plan
+from fedkd.errors import UserError
+
+PRIVATE: Final = 0o600
+READABLE: Final = 0o644
+SCRIPT: Final = 0o755
+FOLDER: Final = 0o700
+_SECRET: Final = (".key",)
+
+
+def init(
+    folder: Path,
+    superlink: str,
+    nodes: Sequence[str],
+    also: Sequence[str] = (),
+    days: int = SERVER_DAYS,
+    experiment: Path | None = None,
+) -> Plan:
+    """Write a new deployment: authority, server certificate, node keys, and a folder for every machine.
+
+    The folder appears when everything is in it, or not at all.
+
+    Args:
+        folder: to be made.
+        superlink: address by which others reach the SuperLink.
+        nodes: names of the nodes.
+        also: further names and IP addresses of the SuperLink's machine.
+        days: how long the server's certificate is valid.
+        experiment: file to hand to the operator; its clients must be as many as the nodes.
+
+    Raises:
+        UserError: the folder exists, or something given is wrong.
+    """
+    plan, now = make_plan(superlink, nodes, also), utc_now()
+    _check_days(days)
+    if folder.exists():
+        what = "a deployment: use `fedkd deploy add-node` or `renew`" if (folder / PLAN).exists() else "other files"
+        raise UserError(f"{folder}: expected a folder that does not exist yet, found {what}; or choose another name.")
+    text = None if experiment is None else _experiment_text(experiment, plan)
+    authority = make_authority(now)
+    server = make_server(authority, plan.names, now, days)
+    with _appearing(folder) as new:
+        _write(new, {PLAN: plan_text(plan), "README.txt": overview(plan, f"{now + timedelta(days=days):%Y-%m-%d}")})
+        _write(new / CA, {"ca.key": authority.private, "ca.crt": authority.public})
+        _write(new / SUPERLINK, {**superlink_files(plan), **_server_files(server), "ca.crt": authority.public})
+        given = {} if text is None else {"experiment.toml": text}
+        _write(new / OPERATOR, {**operator_files(plan, bool(given)), **given, "ca.crt": authority.public})
+        for name in plan.nodes:
+            public = _write_node(new / name, plan, name, authority.public)
+            _write(new / OPERATOR / "nodes", {f"{name}.pub": public})
+    return plan
+
+
+def add_node(folder: Path, name: str) -> Plan:
+    """Add one node to a deployment; needs ``operator/`` and ``deployment.toml``, but no authority's key.
+
+    Raises:
+        UserError: the folder holds no deployment, or has such a node.
+    """
+    plan = read_plan(folder)
+    check_node_name(name)
+    if name in plan.nodes or (folder / name).exists():
+        raise UserError(f"{folder / name}: expected a new name, found a node that exists: choose another name.")
+    certificate = folder / OPERATOR / "ca.crt"
+    if not certificate.is_file():
+        raise UserError(f"{certificate}: expected the authority's certificate, found none: bring operator/ back.")
+    plan = replace(plan, nodes=(*plan.nodes, name))
+    with _appearing(folder / name) as new:
+        public = _write_node(new, plan, name, certificate.read_bytes())
+        _write(folder / OPERATOR / "nodes", {f"{name}.pub": public})
+    _replace(folder / PLAN, plan_text(plan).encode())
+    return plan
+
+
+def renew(folder: Path, days: int = SERVER_DAYS) -> datetime:
+    """Make a new key and certificate for the SuperLink; nodes and operator notice nothing.
+
+    Returns:
+        When the new certificate ends.
+
+    Raises:
+        UserError: the folder holds no deployment, or not the authority's key.
+    """
+    plan, now = read_plan(folder), utc_now()
+    _check_days(days)
+    paths = folder / CA / "ca.key", folder / CA / "ca.crt"
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: expected the authority, found no such file: bring it back from where it is kept.")
+    server = make_server(Pair(paths[0].read_bytes(), paths[1].read_bytes()), plan.names, now, days)
+    (folder / SUPERLINK).mkdir(FOLDER, exist_ok=True)
+    for name, content in _server_files(server).items():
+        _replace(folder / SUPERLINK / name, content)
+    end = x509.load_pem_x509_certificate(server.public).not_valid_after_utc
+    _replace(folder / "README.txt", overview(plan, f"{end:%Y-%m-%d}").encode())
+    return end
+
+
+def _write_node(folder: Path, plan: Plan, name: str, authority: bytes) -> bytes:
+    pair = make_node(name)
+    _write(folder, {**node_files(plan, name), "node.key": pair.private, "ca.crt": authority})
+    return pair.public
+
+
+def _server_files(server: Pair) -> dict[str, bytes]:
+    return {"server.key": server.private, "server.crt": server.public}
+
+
+def _check_days(days: int) -> None:
+    if days < 1:
+        raise UserError(f"--days: expected at least 1, found {days}.")
+
+
+def _experiment_text(path: Path, plan: Plan) -> str:
+    experiment = config.load(path, [])
+    if experiment.federation.clients != len(plan.nodes):
+        raise UserError(
+            f"{path}: federation.clients is {experiment.federation.clients}, but --nodes names {len(plan.nodes)}: "
+            "make them equal."
+        )
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yield a folder of another name that gets its own when all went well, and else is gone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))  # readable by its owner alone
+    try:
+        yield new
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
+        _create(path, content if isinstance(content, bytes) else content.encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a file in another's place in one step."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    _create(new, content)
+    new.replace(path)
+
+
+def _create(path: Path, content: bytes) -> None:
+    """Create a file that was never readable by others if it is a key, whatever the umask."""
+    stem = path.name.removesuffix(".new")
+    mode = PRIVATE if stem.endswith(_SECRET) else SCRIPT if path.name in SCRIPTS else READABLE
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "wb") as file:
+        file.write(content)
+    path.chmod(mode)

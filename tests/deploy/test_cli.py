@@ -1,0 +1,92 @@
+"""The commands: what they print, and how they end."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from fedkd.cli import main
+from fedkd.deploy import doctor
+from fedkd.deploy.checks import Finding
+
+
+@pytest.fixture
+def fedkd_(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+        monkeypatch.setattr(sys, "argv", ["fedkd", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_deployment_from_first_to_last(fedkd_, tmp_path):
+    code, out, err = fedkd_("deploy", "init", "fed", "--superlink", "fed.example.org", "--nodes", "a, b", "--days", "9")
+    assert (code, err) == (0, "")
+    assert "a SuperLink at fed.example.org:8000, 2 nodes" in out
+    assert "Take fed/ca/ca.key offline." in out
+
+    code, out, _ = fedkd_("deploy", "add-node", "fed", "c")
+    assert code == 0
+    assert "register it with sh register.sh c" in out
+
+    code, out, _ = fedkd_("deploy", "renew", "fed")
+    assert code == 0
+    assert "bring both to the SuperLink" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["init", "fed", "--superlink", "http://a", "--nodes", "a"], "--superlink: expected HOST"),
+        (["init", "fed", "--superlink", "a", "--nodes", ","], "--nodes: expected at least one"),
+        (["init", "fed", "--superlink", "a"], "--nodes"),
+        (["init", "fed", "--superlink", "a", "--nodes", "n", "--experiment", "none.toml"], "none.toml"),
+        (["add-node", "fed", "a"], "found no deployment.toml"),
+        (["renew", "fed"], "found no deployment.toml"),
+        (["explain", "none.log"], "none.log: expected a log file"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(fedkd_, arguments, expected):
+    code, out, err = fedkd_("deploy", *arguments)
+
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_log_is_explained(fedkd_, tmp_path):
+    (tmp_path / "node.log").write_text("Starting Flower SuperNode\n[code: 2001] SuperNode authentication is enabled\n")
+    (tmp_path / "fine.log").write_text("all is well\n")
+
+    assert "give --auth-supernode-private-key" in fedkd_("deploy", "explain", "node.log")[1]
+    assert "nothing in it that we know" in fedkd_("deploy", "explain", "fine.log")[1]
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_the_doctor_ends_with_what_it_found(fedkd_, monkeypatch, verdict, expected):
+    monkeypatch.setattr(doctor, "examine", lambda *given: [Finding("disk", verdict, "0 GiB", "make room")])
+
+    code, out, _ = fedkd_("doctor", "--json")
+    assert code == expected
+    assert json.loads(out) == [{"name": "disk", "verdict": verdict, "found": "0 GiB", "advice": "make room"}]
+
+    code, out, _ = fedkd_("doctor")
+    assert code == expected
+    assert "make room" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--gpu-memory", "0"], "GiB above 0"), (["--superlink", "a:0"], "a port from 1"), (["--what"], "--what")],
+)
+def test_the_doctor_refuses_bad_input(fedkd_, arguments, expected):
+    code, _, err = fedkd_("doctor", *arguments)
+
+    assert code == 2
+    assert expected in err

@@ -1,0 +1,154 @@
+"""What an operator is told, by the texts that real processes said (``test_refusals.py`` makes them say so anew)."""
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedkd.app.client import HELLO
+from fedkd.app.roster import introduction, read_roster
+from fedkd.app.wire import HEADER
+from fedkd.config import Experiment
+from fedkd.data.federation import build
+from fedkd.deploy.explain import RULES, explain, which
+from fedkd.errors import RunError
+from fedkd.flower_internals import ensure_task_identity
+from fedkd.strategy.registry import create
+
+NODE = """\
+\x1b[92mINFO \x1b[0m:      Starting Flower SuperNode
+{before}INFO:     Started server process [16774]
+INFO:     Uvicorn running on http://127.0.0.1:19101 (Press CTRL+C to quit)
+{after}
+"""
+EXIT = """\
+\x1b[91mERROR \x1b[0m:     Exit Code: 305
+Failed to initialize the connection to the SuperLink.
+{}
+The SuperNode could not establish a connection to the SuperLink.
+"""
+SUPERLINK = "\x1b[92mINFO \x1b[0m:      Starting Flower SuperLink\n{}\n"
+UNVERIFIED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+SYSTEM = "\x1b[92mINFO \x1b[0m:      Using system certificates for TLS connection\n"
+INSECURE = "WARNING :   Option `--insecure` was set. Starting insecure channel to 127.0.0.1:18443.\n"
+RETRY = "\x1b[93mWARNING \x1b[0m:   Connection attempt failed, retrying in 0.35 seconds\n"
+ENDED = "\x1b[92mINFO \x1b[0m:      SuperNode terminated gracefully.\n"
+KEY = "Attempted to register SuperNode with public key: b'-----BEGIN PUBLIC KEY-----\\nMHYw\\n', exception: "
+UNKNOWN = f"ERROR :     [/v1/fleet/activate-node][ApiError:2004] {KEY}No SuperNode found with the given public key.\n"
+REUSED = (
+    f"ERROR :     [/v1/fleet/activate-node][ApiError:2004] {KEY}SuperNode with node ID 61 could not be activated.\n"
+)
+TWICE = "ERROR :     [/v1/control/register-node][ApiError:23] Public key already in use while registering node\n"
+CLOCK = 'INFO [uvicorn.access] 10.0.0.9:37860 - "POST /v1/fleet/activate-node HTTP/1.1" 401\n'
+
+
+def node(after: str, before: str = "") -> str:
+    return NODE.format(before=before, after=after)
+
+
+SEEN = [
+    ("no certificate", node(EXIT.format(UNVERIFIED + "unable to get local issuer certificate (_ssl.c:1006)"), SYSTEM)),
+    ("wrong authority", node(EXIT.format(UNVERIFIED + "unable to get local issuer certificate (_ssl.c:1006)"))),
+    ("expired", node(EXIT.format(UNVERIFIED + "certificate has expired (_ssl.c:1006)"))),
+    ("expired", node(EXIT.format(UNVERIFIED + "certificate has expired (_ssl.c:1006)"), SYSTEM)),
+    ("not yet valid", node(EXIT.format(UNVERIFIED + "certificate is not yet valid (_ssl.c:1006)"))),
+    (
+        "wrong name",
+        node(EXIT.format(UNVERIFIED + "IP address mismatch, certificate is not valid for '10.0.0.8'. (_s)")),
+    ),
+    ("key refused", node(EXIT.format("[code: 2004] Failed to activate SuperNode."))),
+    ("no key", node(EXIT.format("[code: 2001] SuperNode authentication is enabled. All SuperNodes must be"))),
+    ("clock, at the SuperNode", node(ENDED)),
+    ("clock, at the SuperNode", node(ENDED + "INFO : Starting Flower SuperExec\n" + RETRY)),
+    ("key without TLS", node("ERROR :     Exit Code: 303\nInsecure connection is enabled, but", INSECURE)),
+    ("plain text", node(RETRY * 3, INSECURE)),
+    ("plain text", node(RETRY * 3 + ENDED, INSECURE)),
+    ("nobody answers", node(RETRY * 3)),
+    ("nobody answers", node(RETRY * 3 + ENDED)),
+    ("unknown key", SUPERLINK.format(UNKNOWN)),
+    ("reused key", SUPERLINK.format(REUSED)),
+    ("clock, at the SuperLink", SUPERLINK.format(CLOCK)),
+    ("key registered twice", SUPERLINK.format(TWICE)),
+    (
+        "address in use",
+        node("ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 9094): address"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "log"), SEEN)
+def test_a_log_is_explained_in_one_line(name, log):
+    line = explain(log)
+
+    assert which(log) == name
+    assert "\n" not in line
+    assert "{" not in line
+    assert line.split(":")[0].split(" at ")[0] in {"SuperNode", "SuperLink", "Operator", "This machine"}
+
+
+def test_every_rule_fills_its_line_from_what_it_needs():
+    for name, rule in RULES.items():
+        fields = {part.partition("}")[0] for part in rule.line.split("{")[1:]}
+        assert all(any(f"(?P<{field}>" in pattern for pattern in rule.needs) for field in fields), name
+
+
+@pytest.mark.parametrize(
+    ("log", "part"),
+    [
+        (SUPERLINK.format(REUSED), "the key of node 61"),
+        (SUPERLINK.format(CLOCK), "SuperNode at 10.0.0.9:"),
+        (
+            node(EXIT.format(UNVERIFIED + "IP address mismatch, certificate is not valid for '10.0.0.8'. (_s)")),
+            "10.0.0.8",
+        ),
+        (node(RETRY * 3, INSECURE), "plain text to 127.0.0.1:18443,"),
+    ],
+)
+def test_the_line_names_who_it_is_about(log, part):
+    assert part in explain(log)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "",
+        "nothing of ours",
+        node("INFO : SuperNode ID: 61\n" + ENDED),
+        node("INFO : SuperNode ID: 61\n" + RETRY),
+        SUPERLINK.format('INFO [uvicorn.access] 10.0.0.9:3 - "POST /v1/fleet/activate-node HTTP/1.1" 200'),
+    ],
+)
+def test_what_is_well_or_unknown_is_not_explained(log):
+    assert which(log) is None
+    assert explain(log) is None
+
+
+def test_only_the_last_start_counts():
+    assert which(node(EXIT.format("[code: 2004] Failed")) + node("INFO : SuperNode ID: 61\n")) is None
+    assert which(node("INFO : SuperNode ID: 61\n") + node(EXIT.format("[code: 2001] x"))) == "no key"
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [(UNKNOWN + CLOCK, "clock, at the SuperLink"), (CLOCK + UNKNOWN, "unknown key"), (CLOCK + REUSED, "reused key")],
+)
+def test_at_the_superlink_what_happened_last_counts(said, name):
+    assert which(SUPERLINK.format(said)) == name
+
+
+def test_lines_of_a_journal_are_understood_too():
+    journal = "".join(f"Nov 26 00:59 box fedkd[7]: {line}\n" for line in node(ENDED).splitlines())
+
+    assert which(journal) == "clock, at the SuperNode"
+
+
+def test_a_node_with_other_code_is_named():
+    ensure_task_identity()
+    experiment = Experiment(strategy="local")
+    federation, strategy = build(experiment), create(experiment)
+    said = {**introduction(federation, strategy, "client-1"), "code": "0" * 64}
+    asked = Message(RecordDict(), dst_node_id=7, message_type=HELLO)
+    reply = Message(RecordDict({HEADER: ConfigRecord(said)}), reply_to=asked)
+    with pytest.raises(RunError) as refused:
+        read_roster([reply], federation, strategy)
+
+    assert which(str(refused.value)) == "other code"
+    assert explain(str(refused.value)).startswith("SuperNode of client-1: it runs other code than the server")

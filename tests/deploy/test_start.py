@@ -1,0 +1,89 @@
+"""What ``fedkd deploy init`` wrote starts a SuperLink and a SuperNode that trust each other: TLS and keys."""
+
+import http.client
+import ssl
+import stat
+
+import pytest
+
+from fedkd.deploy import init as deployment
+from fedkd.deploy.doctor import examine, exit_code
+from fedkd.deploy.explain import which
+from fedkd.deploy.facts import look_at_superlink
+from fedkd.deploy.transport import parse_address
+
+pytestmark = pytest.mark.flower
+
+
+def test_the_operator_registered_every_node(running):
+    assert running.registered.said.count("registered successfully") == 2
+
+
+def test_a_node_comes_online_and_ends_when_told_to(running):
+    node = running.script("hospital-a/start.sh")
+    node.wait_for("SuperNode ID: ")
+    listed = running.script("operator/flwr.sh", "supernode", "list", "fedkd")
+
+    assert listed.ended() == 0
+    assert listed.said.count("online") == 1
+    node.process.terminate()
+    assert node.ended() == 0
+    assert stat.S_IMODE((running.folder / "hospital-a" / "node.key").stat().st_mode) == 0o600
+
+
+def test_a_node_that_is_added_later_is_let_in(running):
+    deployment.add_node(running.folder, "hospital-c")
+    registered = running.script("operator/register.sh", "hospital-c")
+
+    assert registered.ended() == 0, registered.said
+    running.script("hospital-c/start.sh").wait_for("SuperNode ID: ")
+
+
+def test_a_node_that_is_unregistered_is_shut_out(running):
+    node = running.script("hospital-b/start.sh")
+    node_id = node.wait_for("SuperNode ID: ").rpartition("SuperNode ID: ")[2].split()[0]
+
+    assert running.script("operator/flwr.sh", "supernode", "unregister", node_id, "fedkd").ended() == 0
+
+    assert node.ended() == 0  # which is why its unit says Restart=always
+    again = running.script("hospital-b/start.sh")
+    assert again.ended() == 1
+    assert which(again.said) == "key refused"
+
+
+def test_a_key_that_is_registered_already_is_told_to_the_operator(running):
+    again = running.script("operator/register.sh", "hospital-a")
+
+    assert again.ended() == 1
+    assert "not registered now (see above): hospital-a" in again.said
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(running):
+    findings = {found.name: found for found in examine(running.address, running.folder / "hospital-a" / "ca.crt")}
+
+    assert findings["superlink"].verdict == "ok"
+    assert findings["certificate"].verdict == "ok"
+    assert findings["clock"].verdict == "ok"
+    assert exit_code(list(findings.values())) == 0
+
+
+def test_the_doctor_distrusts_another_authority_and_still_sees_the_end_of_the_certificate(running, tmp_path):
+    deployment.init(tmp_path / "other", "127.0.0.1", ["x"])
+
+    link = look_at_superlink(parse_address(running.address), tmp_path / "other" / "ca" / "ca.crt")
+
+    assert link.tls
+    assert "local issuer" in link.untrusted
+    assert 364 < link.days_left <= 365
+    assert abs(link.ahead) <= link.uncertain + 0.5  # it is the same clock
+
+
+def test_the_port_answers_nobody_in_plain_text(running):
+    address = parse_address(running.address)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
+    connection.request("GET", "/")
+    with pytest.raises((http.client.HTTPException, OSError)):
+        connection.getresponse()
+    connection.close()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        http.client.HTTPSConnection(address.host, address.port, timeout=10).request("GET", "/")
