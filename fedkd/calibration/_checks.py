@@ -42,13 +42,3 @@ def expect_distributions(probabilities: Tensor) -> None:
     sums = probabilities.double().sum(dim=1)
     if (furthest := (sums - 1).abs().max().item()) > max(1e-3, torch.finfo(probabilities.dtype).eps):
         raise ValueError(f"probabilities: expected rows that sum to 1, found one that is {furthest:g} away from it.")
-
-
-def expect_bins(bins: int) -> None:
-    """Refuse what is no number of bins.
-
-    Raises:
-        ValueError: ``bins`` is not an integer of 1 or more.
-    """
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-        raise ValueError(f"bins: expected an integer of 1 or more, found {bins!r}.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedkd.checks import expect_choice, expect_numbers, expect_positive, expect_shape, expect_within
+from fedkd.checks import expect_choice, expect_integer, expect_numbers, expect_positive, expect_shape, expect_within
 from fedkd.losses._logits import received_pair
 from fedkd.losses._numerics import wide
 
@@ -130,7 +130,7 @@ def ranking_distillation(
     Elsewhere: The authors' code does not let the product of the weights sum to 1 (``variant="code"``).
     """
     student, teacher = received_pair(student, teacher)
-    expect_within("k", k, 1, student.shape[1])
+    expect_integer("k", k, 1, student.shape[1])
     expect_positive("temperature", temperature)
     expect_choice("variant", variant, ("paper", "code"))
     chosen = student.gather(1, _best_first(teacher)[:, :k])
