@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd import losses
 from fedkd.config import Experiment
-from fedkd.knowledge import Contract, Knowledge, KnowledgeError, SoftLabels
+from fedkd.knowledge import KINDS, Contract, Knowledge, KnowledgeError, SoftLabels
 from fedkd.knowledge.codecs import Cache, Signal, catch_up, caught_up, missing, num_bytes, publish, receive
 from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy
 from tests.app.test_server import SMALL, VICTIM, finish, lost
@@ -167,7 +167,7 @@ def test_two_bits_hold_every_signal() -> None:
 
 
 @dataclass(frozen=True)
-class FreshRows(Knowledge):
+class _FreshRows(Knowledge):
     """What a client sends: its logits for what its cache lacks."""
 
     ids: Tensor
@@ -177,7 +177,7 @@ class FreshRows(Knowledge):
         return {"ids": self.ids, "logits": self.logits}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FreshRows":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "_FreshRows":
         return cls(tensors["ids"], tensors["logits"])
 
     def check(self, contract: Contract) -> None:
@@ -186,7 +186,7 @@ class FreshRows(Knowledge):
 
 
 @dataclass(frozen=True)
-class CacheNews(Knowledge):
+class _CacheNews(Knowledge):
     """What a client receives: what it missed, and the last round's rows."""
 
     tensors: Mapping[str, Tensor]
@@ -195,7 +195,7 @@ class CacheNews(Knowledge):
         return dict(self.tensors)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "CacheNews":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "_CacheNews":
         return cls(tensors)
 
     def check(self, contract: Contract) -> None:
@@ -213,11 +213,11 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Cached(Strategy):
     """DS-FL's round with SCARLET's cache; a client that missed a round catches up in the next."""
 
-    card = MethodCard(title="test", authors="-", year=2026, up=FreshRows, down=CacheNews)
+    card = MethodCard(title="test", authors="-", year=2026, up=_FreshRows, down=_CacheNews)
 
     duration = 4
 
-    def client_round(self, client: Client, received: CacheNews | None) -> FreshRows:
+    def client_round(self, client: Client, received: _CacheNews | None) -> _FreshRows:
         cache = Cache(**client.state) if client.state else Cache.empty(client.classes)
         if received is not None:
             cache = caught_up(cache, below("missed/", received.tensors))
@@ -228,7 +228,7 @@ class Cached(Strategy):
         subset = client.next_public_subset
         lacking = torch.isin(subset.ids, missing(cache, subset.ids, client.round, self.duration))
         asked = subset.take(lacking.nonzero().flatten())
-        return FreshRows(asked.ids, client.logits(asked) if len(asked) else torch.empty(0, client.classes))
+        return _FreshRows(asked.ids, client.logits(asked) if len(asked) else torch.empty(0, client.classes))
 
     def server_round(self, server: Server, replies: Replies) -> None:
         cache = Cache(**below("cache/", server.state)) if server.state else Cache.empty(server.classes)
@@ -242,12 +242,12 @@ class Cached(Strategy):
         before = under("before/", vars(cache))
         server.state = {**kept, **complete, **before, **under("cache/", vars(after)), **under("news/", news)}
 
-    def download(self, server: Server, client: ClientCard, common: Knowledge | None) -> CacheNews | None:
+    def download(self, server: Server, client: ClientCard, common: Knowledge | None) -> _CacheNews | None:
         if not server.state:
             return None
         since = int(server.state.get(f"complete/{client.key}", torch.tensor(0)))
         missed = catch_up(Cache(**below("before/", server.state)), since)
-        return CacheNews({**under("missed/", missed), **under("news/", below("news/", server.state))})
+        return _CacheNews({**under("missed/", missed), **under("news/", below("news/", server.state))})
 
 
 class Uncached(Cached):
@@ -257,8 +257,10 @@ class Uncached(Cached):
 
 
 @pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
-def test_a_strategy_keeps_a_cache_and_saves_bytes(plan: str) -> None:
+def test_a_strategy_keeps_a_cache_and_saves_bytes(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four clients, one of which loses its second round, and the same 60 public samples in every round."""
+    for kind in (_FreshRows, _CacheNews):  # known by name for this test only
+        monkeypatch.setitem(KINDS, kind.__name__, kind)
     classes = 10
     row, signals, whole = 8 + classes * 4, 60 * 8 + 15, 60 * classes * 4
     up, down = 4 * 60 * row, 4 * signals
