@@ -106,6 +106,27 @@ def expect_labels(name: str, value: Tensor, samples: int, classes: int, *, of: s
             raise ValueError(f"{name}: expected {of} from 0 to {classes - 1}, found {low if low < 0 else high}.")
 
 
+def expect_not_negative(name: str, value: Tensor) -> None:
+    """Refuse numbers below 0, where values can be looked at.
+
+    Raises:
+        ValueError: such a number, and its place.
+    """
+    if value.numel() and _readable(value) and value.min() < 0:
+        place = tuple((value < 0).nonzero()[0].tolist())
+        raise ValueError(f"{name}: expected no number below 0, found {value[place].item()} at {place}.")
+
+
+def expect_booleans(name: str, value: Tensor) -> None:
+    """Refuse a tensor of another type than bool.
+
+    Raises:
+        ValueError: ``value`` holds something else.
+    """
+    if value.dtype != torch.bool:
+        raise ValueError(f"{name}: expected booleans, found {value.dtype}.")
+
+
 def expect_number(name: str, value: float) -> None:
     """Refuse a setting that is NaN or infinite.
 
@@ -135,6 +156,18 @@ def expect_within(name: str, value: float, low: float, high: float = math.inf) -
     if not (low <= value <= high and value < math.inf):
         wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or above"
         raise ValueError(f"{name}: expected {wanted}, found {value}.")
+
+
+def expect_integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Refuse a setting that is no whole number from ``low`` on, or up to ``high``.
+
+    Raises:
+        ValueError: ``value`` is not an ``int``, or outside.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        wanted = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected an integer {wanted}, found {value!r}.")
 
 
 def expect_choice(name: str, value: str, choices: Collection[str]) -> None:

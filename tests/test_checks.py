@@ -7,7 +7,7 @@ import torch
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fedkd.checks import expect_finite, expect_labels, expect_numbers
+from fedkd.checks import expect_finite, expect_integer, expect_labels, expect_numbers
 from fedkd.losses import values_unchecked
 
 NANS = torch.full((2, 3), math.nan)
@@ -77,6 +77,17 @@ def test_does_not_look_when_told_not_to() -> None:
         raise RuntimeError("no matter what")
     with pytest.raises(ValueError, match="found nan"):
         checked(NANS)
+
+
+def test_whole_numbers() -> None:
+    expect_integer("k", 3, 1)
+    expect_integer("k", 3, 1, 3)
+    for bad in (0, 2.0, True, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"^k: expected an integer of 1 or more, found {bad}\\.$"):
+            expect_integer("k", bad, 1)  # type: ignore[arg-type]
+    for bad in (4, -1):
+        with pytest.raises(ValueError, match=f"^k: expected an integer from 0 to 3, found {bad}\\.$"):
+            expect_integer("k", bad, 0, 3)
 
 
 def test_labels() -> None:

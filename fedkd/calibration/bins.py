@@ -15,8 +15,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from fedkd.calibration._checks import expect_bins, expect_distributions, expect_pairs
-from fedkd.checks import expect_choice
+from fedkd.calibration._checks import expect_distributions, expect_pairs
+from fedkd.checks import expect_choice, expect_integer
 
 Closed = Literal["left", "right"]
 
@@ -222,7 +222,7 @@ def _expect_binnable(probabilities: Tensor, labels: Tensor, bins: int, closed: s
     """Refuse arguments that cannot be sorted into bins."""
     expect_distributions(probabilities)
     expect_pairs("probabilities", probabilities, labels)
-    expect_bins(bins)
+    expect_integer("bins", bins, 1)
     expect_choice("closed", closed, ("left", "right"))
 
 

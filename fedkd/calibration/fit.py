@@ -81,7 +81,7 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, low: float = 0.01, high:
         high: largest temperature.
 
     Returns:
-        Temperatures, float64, shape ``(K,)``: ``logits / temperatures[:, None, None]``.
+        Temperatures, float64, shape ``(K,)``, where the logits are: ``logits / temperatures[:, None, None]``.
 
     Raises:
         ValueError: a shape or type does not fit, there is no client, no sample or no such class, a logit is not
@@ -94,7 +94,7 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, low: float = 0.01, high:
     if logits.ndim != 3 or not len(logits):  # noqa: PLR2004 - (K, N, C)
         raise ValueError(f"logits: expected shape (K, N, C) with K at least 1, found {tuple(logits.shape)}.")
     found = [fit_temperature(client, labels, low=low, high=high) for client in logits]
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device=logits.device)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ def _fitted(logits: Tensor, labels: Tensor, identity: Tensor, penalty: float) ->
     """Minimise a convex loss over maps, from the identity, by L-BFGS with a line search."""
     expect_positive("penalty", penalty)
     rows = logits.detach().double()
-    weight, bias = identity.clone().requires_grad_(), torch.zeros(rows.shape[1], dtype=torch.float64).requires_grad_()
+    identity = identity.to(rows.device)
+    weight, bias = identity.clone().requires_grad_(), torch.zeros_like(rows[0]).requires_grad_()
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=2000, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
     )

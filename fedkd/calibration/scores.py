@@ -1,10 +1,14 @@
-"""Scores of a classifier's probabilities that need no bins: pure functions that return scalars."""
+"""Scores of a classifier's probabilities that need no bins: pure functions that return scalars.
+
+They compute in the type of their arguments, but of half precision in float32; :func:`confidence_gap` in float64.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from fedkd.calibration._checks import expect_distributions, expect_pairs
+from fedkd.losses._numerics import wide
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -23,7 +27,7 @@ def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
     """
     expect_distributions(probabilities)
     expect_pairs("probabilities", probabilities, labels)
-    return (probabilities - one_hot(labels, probabilities.shape[1])).square().sum(dim=1).mean()
+    return (wide(probabilities) - one_hot(labels, probabilities.shape[1])).square().sum(dim=1).mean()
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 6.
     """
     expect_pairs("logits", logits, labels)
-    return cross_entropy(logits, labels)
+    return cross_entropy(wide(logits), labels)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def entropy(probabilities: Tensor) -> Tensor:
     Source: Shannon 1948.
     """
     expect_distributions(probabilities)
-    per_sample: Tensor = torch.special.entr(probabilities).sum(dim=1)
+    per_sample: Tensor = torch.special.entr(wide(probabilities)).sum(dim=1)
     return per_sample.mean()
 
 

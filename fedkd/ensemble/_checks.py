@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fedkd import checks
 from fedkd.checks import expect_numbers
 
 _LARGEST = 1e150  # squares of float64 numbers up to here, and sums of these, are finite
@@ -83,9 +84,7 @@ def expect_not_negative(name: str, value: Tensor) -> None:
     """
     if value.is_floating_point():
         expect_squarable(name, value)
-    if value.numel() and value.amin() < 0:
-        place = tuple((value < 0).nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected no number below 0, found {value[place].item()} at {place}.")
+    checks.expect_not_negative(name, value)
 
 
 def own_order(logits: Tensor, *more: Tensor) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedkd.checks import expect_numbers, expect_shape
-from fedkd.ensemble._checks import expect_not_negative, expect_teachers
+from fedkd.ensemble._checks import expect_not_negative, expect_teachers, in_own_order
 
 
 def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,8 @@ def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tupl
         own: row of the client that is left out, as it shall not be its own teacher; ``None`` leaves nobody out.
 
     Returns:
-        The means, shape ``(C, D)``, zero where nobody remains; and whether anybody does, bool, shape ``(C,)``.
+        The means, shape ``(C, D)``, zero where nobody remains; and whether anybody does, bool, shape ``(C,)``. The
+        order of the clients does not change a bit.
 
     Raises:
         ValueError: a shape does not fit, a number that is looked at is not finite, or there is no such row.
@@ -45,7 +46,8 @@ def weighted_class_means(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
         counts: numbers of samples behind them, zero or above, int64, shape ``(K, C)``; bool counts clients.
 
     Returns:
-        The means, shape ``(C, d)``, zero where no client has a sample; and the total counts, shape ``(C,)``.
+        The means, shape ``(C, d)``, zero where no client has a sample; and the total counts, shape ``(C,)``. The order
+        of the clients does not change a bit.
 
     Raises:
         ValueError: a shape does not fit, a number that is looked at is not finite, or a count is negative.
@@ -55,9 +57,10 @@ def weighted_class_means(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
     Source: prototype aggregation of FedProto, Tan et al. 2022 (arXiv:2105.00243), as a plain weighted mean.
     """
     _expect_class_wise("means", means, "counts", counts)
-    weights = counts.double()[:, :, None]
     # Not a product with a zero weight: an absent row may hold anything, NaN included.
-    weighted = torch.where(weights > 0, means.double() * weights, 0.0)
+    held, weights = in_own_order(torch.where(counts[:, :, None] > 0, means, 0.0), counts)
+    weights = weights.double()[:, :, None]
+    weighted = held.double() * weights
     total = weights.sum(dim=0)
     # A class that nobody has sums to zero, and zero it stays.
     average = weighted.sum(dim=0) / torch.where(total > 0, total, 1.0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_within
+from fedkd.checks import expect_integer, expect_within
 from fedkd.ensemble._checks import blocks_in_own_order, expect_logits, probabilities_of
 
 _CHECK_EVERY = 20  # iterations between two looks whether a prediction is itself the median
@@ -47,8 +47,7 @@ def geometric_median(logits: Tensor, *, iterations: int = 100, tolerance: float 
     itself.
     """
     expect_logits(logits)
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations: expected an integer of 1 or more, found {iterations!r}.")
+    expect_integer("iterations", iterations, 1)
     expect_within("tolerance", tolerance, 0)
     medians = torch.empty(logits.shape[1:], dtype=torch.float64, device=logits.device)
     for block, ordered in blocks_in_own_order(logits):

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd.checks import expect_choice, expect_shape, expect_within
 from fedkd.ensemble._checks import (
     back_in_place,
+    blocks_in_own_order,
     expect_logits,
     expect_not_negative,
     in_own_order,
@@ -74,8 +75,10 @@ def trimmed_mean(logits: Tensor, *, trim: int) -> Tensor:
     most = (len(logits) - 1) // 2
     if not isinstance(trim, int) or not 0 <= trim <= most:
         raise ValueError(f"trim: expected an integer from 0 to {most} for {len(logits)} teachers, found {trim!r}.")
-    kept = probabilities_of(logits.detach()).sort(dim=0).values[trim : len(logits) - trim]
-    return _to_distribution(kept.mean(dim=0)).to(logits.dtype)
+    means = torch.empty(logits.shape[1:], dtype=torch.float64, device=logits.device)
+    for block, ordered in blocks_in_own_order(logits):
+        means[block] = probabilities_of(ordered).sort(dim=0).values[trim : len(logits) - trim].mean(dim=0)
+    return _to_distribution(means).to(logits.dtype)
 
 
 def cronus(logits: Tensor, *, liars: int | None = None, mode: Literal["paper", "code"] = "paper") -> Tensor:

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_finite
+from fedkd.checks import expect_finite, expect_integer
 
 _BITS = 62  # of int64, one for the sign and one to spare
 _SMALLEST = 2.0**-100  # quantum whose inverse float32 can hold
@@ -126,8 +126,7 @@ class StreamedMean:
         return ((whole.double() + rest) * self.quantum).to(dtype)
 
     def _expect_room(self, name: str, weight: int) -> None:
-        if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
-            raise ValueError(f"{name}: expected an integer of 1 or more, found {weight!r}.")
+        expect_integer(name, weight, 1)
         if self.weight + weight > self.capacity:
             raise ValueError(
                 f"{name}: expected weights that sum to at most {self.capacity}, found {self.weight} and {weight} more; "

@@ -63,7 +63,6 @@ def not_true(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: f
     """Distillation over the classes that are not the label: ``T^2 * KL``, averaged over the batch.
 
     The student keeps what the teacher knows about the other classes, while the label is left to the cross-entropy.
-    The authors' code has no factor ``T^2``.
 
     Args:
         student: logits of the student, shape ``(N, C)``, two classes or more; with two the loss is zero.
@@ -82,7 +81,7 @@ def not_true(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: f
 
     Source: Lee et al. 2022 (FedNTD, arXiv:2106.03097), section 4; their weight ``beta`` is 1.
 
-    Elsewhere: No difference known; no public code was compared.
+    Elsewhere: The first version of the authors' code has no factor ``T^2``; later ones have. Its default is ``T = 3``.
     """
     student, teacher = received_pair(student, teacher, classes=2)
     expect_labels("labels", labels, *student.shape)

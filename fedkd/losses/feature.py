@@ -12,7 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.checks import expect_choice, expect_labels, expect_numbers, expect_positive, expect_shape
+from fedkd.checks import (
+    expect_booleans,
+    expect_choice,
+    expect_labels,
+    expect_numbers,
+    expect_positive,
+    expect_shape,
+)
 from fedkd.losses._arguments import alike
 from fedkd.losses._numerics import pooled, wide
 
@@ -240,6 +247,7 @@ def prototype(features: Tensor, prototypes: Tensor, present: Tensor, labels: Ten
     expect_shape("features", features, "N", "d")
     expect_shape("prototypes", prototypes, "C", features.shape[1])
     expect_shape("present", present, len(prototypes))
+    expect_booleans("present", present)
     expect_labels("labels", labels, len(features), len(prototypes))
     expect_numbers("features", features)
     expect_numbers("prototypes", torch.where(present[:, None], prototypes, 0))

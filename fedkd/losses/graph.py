@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_choice, expect_positive, expect_shape
+from fedkd.checks import expect_booleans, expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import rows
 from fedkd.losses._numerics import distances, products
 
@@ -62,8 +62,7 @@ def local_structure(
     if edges is None:
         edges = ~torch.eye(nodes, dtype=torch.bool, device=ours.device)
     expect_shape("edges", edges, nodes, nodes)
-    if edges.dtype != torch.bool:
-        raise ValueError(f"edges: expected booleans, found {edges.dtype}.")
+    expect_booleans("edges", edges)
     similarity = "code" if variant == "code" else kernel
     log_ours, log_theirs = (_log_structure(_similarities(x, similarity, sigma), edges) for x in (ours, theirs))
     first, second = (log_ours, log_theirs) if variant == "paper" else (log_theirs, log_ours)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fedkd.checks import expect_choice, expect_positive
+from fedkd.checks import expect_choice, expect_not_negative, expect_positive
 from fedkd.losses._logits import divergence, received_pair
 
 
@@ -94,14 +94,14 @@ def soft_cross_entropy(student_logits: Tensor, teacher_probabilities: Tensor) ->
 
     Args:
         student_logits: outputs of the student, shape ``(N, C)``; ``p`` is their softmax.
-        teacher_probabilities: ``q``, rows that sum to 1, shape ``(N, C)``. Logits here would leave the loss without
-            a lower bound.
+        teacher_probabilities: ``q``, rows that sum to 1 (not checked: a row of zeros counts as nothing), shape
+            ``(N, C)``. Logits here would leave the loss without a lower bound.
 
     Returns:
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: a shape does not fit, or a value is not finite.
+        ValueError: a shape does not fit, a value is not finite, or a probability is negative.
 
     Formula: ``-1 / N * sum_nc q log p`` with ``p = softmax(student_logits)``, ``q = teacher_probabilities``.
 
@@ -112,6 +112,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_probabilities: Tensor) ->
     """
     names = "student_logits", "teacher_probabilities"
     student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
+    expect_not_negative(names[1], teacher)
     return -(teacher * torch.log_softmax(student, dim=1)).sum(dim=1).mean()
 
 
@@ -126,7 +127,7 @@ def kl_to_probabilities(student_logits: Tensor, teacher_probabilities: Tensor) -
         The loss in nats, a scalar; zero exactly where student and teacher agree.
 
     Raises:
-        ValueError: a shape does not fit, or a value is not finite.
+        ValueError: a shape does not fit, a value is not finite, or a probability is negative.
 
     Formula: ``1 / N * sum_nc q (log q - log p)`` with ``p = softmax(student_logits)``, ``q = teacher_probabilities``.
 
@@ -137,6 +138,7 @@ def kl_to_probabilities(student_logits: Tensor, teacher_probabilities: Tensor) -
     """
     names = "student_logits", "teacher_probabilities"
     student, teacher = received_pair(student_logits, teacher_probabilities, names=names)
+    expect_not_negative(names[1], teacher)
     negative_entropy = torch.xlogy(teacher, teacher).sum(dim=1).mean()
     return negative_entropy + soft_cross_entropy(student, teacher)
 

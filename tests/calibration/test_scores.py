@@ -55,6 +55,27 @@ def test_the_gap_is_never_larger_than_the_calibration_error() -> None:
         assert confidence_gap(rows, labels).abs() <= error + 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_single(dtype: torch.dtype) -> None:
+    """Rows of bfloat16 are up to 0.4 % away from a sum of 1, and so are taken for what they are."""
+    rows, labels = torch.tensor(PROBABILITIES).to(dtype), torch.tensor(LABELS)
+    numbers = rows.double().numpy()
+    expected = {
+        brier: np.mean(np.sum((numbers - np.eye(5)[LABELS]) ** 2, axis=1)),
+        confidence_gap: numbers.max(axis=1).mean() - (numbers.argmax(axis=1) == LABELS).mean(),
+    }
+    for measure, value in expected.items():
+        np.testing.assert_allclose(measure(rows, labels), value, rtol=1e-5)
+    surprise = -np.sum(np.where(numbers > 0, numbers * np.log(np.where(numbers > 0, numbers, 1)), 0), axis=1)
+    np.testing.assert_allclose(entropy(rows), surprise.mean(), rtol=1e-5)
+    logits = 4 * torch.tensor(RNG.normal(size=(300, 5))).to(dtype)
+    exact = np.exp(logits.double().numpy())
+    likelihood = np.log(exact[np.arange(300), LABELS] / exact.sum(axis=1)).mean()
+    np.testing.assert_allclose(negative_log_likelihood(logits, labels), -likelihood, rtol=1e-5)
+    with pytest.raises(ValueError, match="expected rows that sum to 1, found one that is"):
+        brier(1.02 * rows, labels)
+
+
 Measure = Callable[[Tensor, Tensor], object]
 MEASURES: dict[str, Measure] = {
     "brier": brier,

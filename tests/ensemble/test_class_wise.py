@@ -57,6 +57,24 @@ def test_class_means_keep_their_type_and_inputs() -> None:
     assert torch.equal(counts, before[1])
 
 
+def test_a_thousand_permutations_do_not_change_a_bit() -> None:
+    source = np.random.default_rng(5)
+    counts = torch.tensor(source.integers(0, 4, size=(12, 3)))  # about a quarter of the classes absent
+    sizes = 10.0 ** source.integers(-8, 8, size=(12, 1, 1))  # so that most sums depend on their order
+    means = torch.tensor(np.where(counts[:, :, None] > 0, sizes * source.normal(size=(12, 3, 2)), np.nan))
+    first, totals = ensemble.weighted_class_means(means, counts)
+    without, present = ensemble.leave_one_out(means, counts > 0, 4)
+    for _ in range(1000):
+        order = torch.tensor(source.permutation(12))
+        found = ensemble.weighted_class_means(means[order], counts[order])
+        assert torch.equal(found[0], first)
+        assert torch.equal(found[1], totals)
+        own = int((order == 4).nonzero())
+        found = ensemble.leave_one_out(means[order], counts[order] > 0, own)
+        assert torch.equal(found[0], without)
+        assert torch.equal(found[1], present)
+
+
 def test_refuses_other_arguments() -> None:
     means, present = torch.zeros(3, 4, 2), torch.ones(3, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"means: expected shape \(K, N, C\)"):

@@ -127,6 +127,8 @@ def test_refuses_other_shapes(features: Tensor, known: tuple[Tensor, Tensor, Ten
         losses.prototype(features, torch.zeros(3, 5), present, labels)
     with pytest.raises(ValueError, match=r"present: expected shape \(3,\), found \(2,\)"):
         losses.prototype(features, prototypes, present[:2], labels)
+    with pytest.raises(ValueError, match=r"present: expected booleans, found torch.int64"):
+        losses.prototype(features, prototypes, present.long(), labels)
     with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), found \(3,\)"):
         losses.prototype(features, prototypes, present, labels[:3])
 

@@ -132,8 +132,10 @@ def test_a_student_better_than_the_teacher_is_left_alone() -> None:
 
 
 def test_settings_out_of_range_are_refused(student: Tensor, teacher: Tensor) -> None:
-    with pytest.raises(ValueError, match="k: expected a number from 1 to 4, found 10"):
+    with pytest.raises(ValueError, match="k: expected an integer from 1 to 4, found 10"):
         losses.ranking_distillation(student, teacher)
+    with pytest.raises(ValueError, match=r"k: expected an integer from 1 to 4, found 2\.5"):
+        losses.ranking_distillation(student, teacher, k=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature: expected a finite number above 0"):
         losses.ranking_distillation(student, teacher, k=2, temperature=0.0)
     with pytest.raises(ValueError, match="discrepancy: expected a finite number above 0"):

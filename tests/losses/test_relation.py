@@ -216,6 +216,8 @@ def test_refuses_what_does_not_fit() -> None:
         losses.correlation_congruence(ours, theirs, variant="delta")
     with pytest.raises(ValueError, match="variant: expected one of 'kernel', 'delta', found 'paper'"):
         losses.correlation_congruence(ours, theirs, variant="paper")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"order: expected an integer of 1 or more, found 1\.5"):
+        losses.correlation_congruence(ours, ours, order=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"negative: expected shape \(4, 3\), found \(4, 5\)"):
         losses.triplet(ours, ours, theirs)
     with pytest.raises(ValueError, match="margin: expected a finite number above 0, found -1"):

@@ -123,6 +123,15 @@ def test_minima_of_the_soft_losses(teacher: Tensor, probabilities: Tensor) -> No
     assert losses.kl_to_probabilities(teacher, probabilities).item() == pytest.approx(0.0, abs=1e-15)
 
 
+@pytest.mark.parametrize("loss", [losses.soft_cross_entropy, losses.kl_to_probabilities])
+def test_logits_are_no_probabilities(loss: object, student: Tensor, teacher: Tensor) -> None:
+    assert callable(loss)
+    with pytest.raises(ValueError, match=r"^teacher_prob.*: expected no number below 0, found -0\.5 at \(0, 1\)\.$"):
+        loss(student, teacher)
+    with losses.values_unchecked():
+        loss(student, teacher)
+
+
 def test_binary_kd_refuses_another_reduction(student: Tensor, teacher: Tensor) -> None:
     with pytest.raises(ValueError, match="classes: expected one of 'sum', 'mean', found 'batchmean'"):
         losses.binary_kd(student, teacher, classes="batchmean")

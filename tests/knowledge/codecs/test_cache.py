@@ -1,12 +1,19 @@
 """The synchronised cache: both sides alike by every bit, whoever misses which rounds, and the bytes by hand."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fedkd.knowledge import KnowledgeError
+from fedkd import losses
+from fedkd.config import Experiment
+from fedkd.knowledge import KINDS, Contract, Knowledge, KnowledgeError, SoftLabels
 from fedkd.knowledge.codecs import Cache, Signal, catch_up, caught_up, missing, num_bytes, publish, receive
+from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy
+from tests.app.test_server import SMALL, VICTIM, finish, lost
 
 C, D = 4, 3
 
@@ -154,3 +161,119 @@ def test_who_did_not_catch_up_is_told() -> None:
 
 def test_two_bits_hold_every_signal() -> None:
     assert sorted(Signal) == [0, 1, 2, 3]
+
+
+# -- in a run: a strategy keeps the cache in its clients' state and the server's
+
+
+@dataclass(frozen=True)
+class _FreshRows(Knowledge):
+    """What a client sends: its logits for what its cache lacks."""
+
+    ids: Tensor
+    logits: Tensor
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"ids": self.ids, "logits": self.logits}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "_FreshRows":
+        return cls(tensors["ids"], tensors["logits"])
+
+    def check(self, contract: Contract) -> None:
+        assert torch.isin(self.ids, contract.public_ids).all()
+        assert self.logits.shape == (len(self.ids), contract.classes)
+
+
+@dataclass(frozen=True)
+class _CacheNews(Knowledge):
+    """What a client receives: what it missed, and the last round's rows."""
+
+    tensors: Mapping[str, Tensor]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return dict(self.tensors)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "_CacheNews":
+        return cls(tensors)
+
+    def check(self, contract: Contract) -> None:
+        pass
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+class Cached(Strategy):
+    """DS-FL's round with SCARLET's cache; a client that missed a round catches up in the next."""
+
+    card = MethodCard(title="test", authors="-", year=2026, up=_FreshRows, down=_CacheNews)
+
+    duration = 4
+
+    def client_round(self, client: Client, received: _CacheNews | None) -> _FreshRows:
+        cache = Cache(**client.state) if client.state else Cache.empty(client.classes)
+        if received is not None:
+            cache = caught_up(cache, below("missed/", received.tensors))
+            ids = received.tensors["news/ids"]
+            cache, targets = receive(cache, below("news/", received.tensors), client.round - 1)
+            client.fit(client.public(SoftLabels(ids, targets)), losses.kl_to_probabilities)
+        client.state = dict(vars(cache))
+        subset = client.next_public_subset
+        lacking = torch.isin(subset.ids, missing(cache, subset.ids, client.round, self.duration))
+        asked = subset.take(lacking.nonzero().flatten())
+        return _FreshRows(asked.ids, client.logits(asked) if len(asked) else torch.empty(0, client.classes))
+
+    def server_round(self, server: Server, replies: Replies) -> None:
+        cache = Cache(**below("cache/", server.state)) if server.state else Cache.empty(server.classes)
+        ids, duration = server.public(server.clients["client-0"].view).ids, self.duration
+        asked = missing(cache, ids, server.round, duration)
+        assert all(torch.equal(reply.knowledge.ids, asked) for reply in replies)  # each has the server's cache
+        rows = torch.stack([reply.knowledge.logits for reply in replies]).softmax(-1).mean(0)
+        after, news = publish(cache, ids, rows, server.round, duration)
+        complete = {f"complete/{reply.client.key}": torch.tensor(server.round - 1) for reply in replies}
+        kept = {name: tensor for name, tensor in server.state.items() if name.startswith("complete/")}
+        before = under("before/", vars(cache))
+        server.state = {**kept, **complete, **before, **under("cache/", vars(after)), **under("news/", news)}
+
+    def download(self, server: Server, client: ClientCard, common: Knowledge | None) -> _CacheNews | None:
+        if not server.state:
+            return None
+        since = int(server.state.get(f"complete/{client.key}", torch.tensor(0)))
+        missed = catch_up(Cache(**below("before/", server.state)), since)
+        return _CacheNews({**under("missed/", missed), **under("news/", below("news/", server.state))})
+
+
+class Uncached(Cached):
+    """The same where no entry lives long enough to save anything."""
+
+    duration = 1
+
+
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_a_strategy_keeps_a_cache_and_saves_bytes(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four clients, one of which loses its second round, and the same 60 public samples in every round."""
+    for kind in (_FreshRows, _CacheNews):  # known by name for this test only
+        monkeypatch.setitem(KINDS, kind.__name__, kind)
+    classes = 10
+    row, signals, whole = 8 + classes * 4, 60 * 8 + 15, 60 * classes * 4
+    up, down = 4 * 60 * row, 4 * signals
+    missed = 60 * (8 + 4) + 8 + whole  # what the first round kept: ids, rounds, one bit each, rows
+    expected = {
+        "Cached": ([up, 0, 0, 0, up], [0, down + 4 * whole, down + missed, down, down]),
+        "Uncached": ([up, 3 * 60 * row, up, up, up], [0, *(down + 4 * whole + late for late in (0, missed, 0, 0))]),
+    }
+    for name, (ups, downs) in expected.items():
+        experiment = Experiment(strategy=f"{__name__}:{name}", **SMALL).changed(
+            **{"rounds": 5, "data.public_per_round": 0, "engine.plan": plan}
+        )
+        finished = finish(experiment, lost)
+        assert [list(record.failed) for record in finished.rounds] == [[], [VICTIM], [], [], []]
+        assert [sum(record.bytes_up.values()) for record in finished.rounds] == ups
+        assert [sum(record.bytes_down.values()) for record in finished.rounds] == downs
