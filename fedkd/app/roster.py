@@ -65,7 +65,7 @@ def card_of(federation: Federation, key: str) -> ClientCard:
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
     """Return what an honest client says of itself: client and server make it from the same experiment."""
     card, holding = card_of(federation, key), federation.holdings[key]
-    counts = federation.dataset.labels[holding.train].bincount(minlength=len(federation.classes))
+    counts = federation.labels(holding.train).bincount(minlength=len(federation.classes))
     return {
         "client": card.key,
         "architecture": card.architecture,

@@ -259,7 +259,7 @@ class ServerSide:
 
     @property
     def _truth(self) -> Tensor:
-        return self.federation.dataset.labels[self.federation.splits.test]
+        return self.federation.labels(self.federation.splits.test)
 
     # -- what lasts -----------------------------------------------------------------------------------------------
 

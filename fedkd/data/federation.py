@@ -77,8 +77,13 @@ class Federation:
         All that ask share them, so torch refuses to change them in place: they are inference tensors.
         """
         with torch.inference_mode():
-            inputs = view_of(self.dataset, view)[ids].to(self.like)
-            return Samples(ids, inputs, {"labels": self.dataset.labels[ids].to(inputs.device)} if labels else {})
+            rows = self.dataset.rows(ids)
+            inputs = view_of(self.dataset, view)[rows].to(self.like)
+            return Samples(ids, inputs, {"labels": self.dataset.labels[rows].to(inputs.device)} if labels else {})
+
+    def labels(self, ids: Tensor) -> Tensor:
+        """Return the labels of the samples with these ids, int64, shape ``(N,)``."""
+        return self.dataset.labels[self.dataset.rows(ids)]
 
     def private(self, key: str) -> Samples:
         """Return a client's training samples in its own view, with labels."""
@@ -129,10 +134,11 @@ class Federation:
         """SHA-256 of the public-set contract: ordered ids, content, class list, and the labels if they are public."""
         digest = hashlib.sha256(repr(self.classes).encode())
         digest.update(self.splits.public.numpy().tobytes())
+        rows = self.dataset.rows(self.splits.public)
         for name in sorted(self.dataset.views):
-            digest.update(name.encode() + self.dataset.views[name][self.splits.public].contiguous().numpy().tobytes())
+            digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
         if self.experiment.data.public_labels:
-            digest.update(self.dataset.labels[self.splits.public].numpy().tobytes())
+            digest.update(self.dataset.labels[rows].numpy().tobytes())
         return digest.hexdigest()
 
     def _held(self, key: str, split: str) -> Samples:
