@@ -122,7 +122,7 @@ def compare(
     from fedkd.compare import plan
     from fedkd.engine.simulate import check
     from fedkd.progress import RoundProgress
-    from fedkd.tables import comparison_table
+    from fedkd.tables import comparison_table, mean_gains_table
 
     names, numbers = _split("--strategies", strategies), [_seed(text) for text in _split("--seeds", seeds)]
     variants = plan(experiment, names, numbers)
@@ -138,6 +138,8 @@ def compare(
         typer.echo(json.dumps(comparison.to_json()))
         return
     _print(comparison_table(comparison))
+    if comparison.gained:
+        _print(mean_gains_table(comparison.gains))
     typer.echo(f"table  {folder / 'comparison.csv'}\nruns   {folder / 'runs.csv'}")
 
 
@@ -206,16 +208,11 @@ def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list
     """Run the clients alone if the experiment asks for it, and return what each view gains; nothing without."""
     if not experiment.alone:
         return []
-    from fedkd.engine.simulate import simulate
-    from fedkd.gains import ALONE, BASELINE, alone, gains, write_gains
+    from fedkd.gains import ALONE, BASELINE, measure
     from fedkd.progress import RoundProgress
 
-    baseline = alone(experiment, result.rounds, result.clients)
     with _telling_how_to_go_on(folder / ALONE), RoundProgress([BASELINE], experiment.rounds) as progress:
-        before = simulate(baseline, out=folder / ALONE, on_round=progress.advance)
-    rows = gains(result.clients, before.clients)
-    write_gains(folder, rows)
-    return rows
+        return measure(experiment, result, folder, progress.advance)
 
 
 def _show(result: "Result", report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from fedkd.app.run_folder import claim
 from fedkd.config import Experiment
 from fedkd.engine.simulate import check, simulate
 from fedkd.errors import UserError
+from fedkd.gains import BASELINE, measure, over_seeds
 
 PUBLIC_ONLY = "public_only"
 NOT_COMPARED = ("strategy", "seed", "rounds", "digest")
@@ -25,9 +26,12 @@ class Comparison:
     Attributes:
         runs: one flat record per strategy and seed: ``strategy``, ``seed``, ``digest``, ``clients_global.accuracy``,
             ...; a model that does not exist has no such keys.
+        gained: what each view gained in each run, as :func:`fedkd.gains.gains` has it, with ``strategy_name`` and
+            ``seed``; none unless the experiment asks for the clients alone.
     """
 
     runs: Sequence[Mapping[str, Any]]
+    gained: Sequence[Mapping[str, Any]] = ()
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -35,9 +39,15 @@ class Comparison:
         strategies = dict.fromkeys(run["strategy"] for run in self.runs)
         return [_row(name, [run for run in self.runs if run["strategy"] == name]) for name in strategies]
 
+    @property
+    def gains(self) -> list[dict[str, Any]]:
+        """One record per strategy and view: mean gain over the clients alone, with its interval."""
+        return over_seeds(self.gained)
+
     def to_json(self) -> dict[str, Any]:
         """Return rows and runs as plain values."""
-        return {"rows": self.rows, "runs": list(self.runs)}
+        plain = {"rows": self.rows, "runs": list(self.runs)}
+        return {**plain, "gains": self.gains} if self.gained else plain
 
 
 def plan(experiment: Experiment, strategies: Sequence[str], seeds: Sequence[int]) -> list[Experiment]:
@@ -64,7 +74,8 @@ def compare(
         experiment: everything but strategy and seed.
         strategies: names or object references.
         seeds: the runs' seeds.
-        out: folder that receives ``comparison.csv``, ``runs.csv`` and a run folder for each run.
+        out: folder that receives ``comparison.csv``, ``runs.csv`` (with ``alone``, ``gains.csv`` too) and a run folder
+            for each run.
         on_round: called after every round of every run with its record.
 
     Raises:
@@ -75,12 +86,16 @@ def compare(
     for variant in variants:
         check(variant)
     claim(out)
-    runs = []
+    runs, gained = [], []
     for variant in variants:
         folder = out / variant.strategy.replace(":", ".") / f"seed-{variant.seed}"
-        runs.append(flatten(simulate(variant, out=folder, on_round=on_round).summary))
-        _write(out, Comparison(runs))  # after every run: one that fails must not cost the others
-    return Comparison(runs)
+        result = simulate(variant, out=folder, on_round=on_round)
+        runs.append(flatten(result.summary))
+        if variant.alone and variant.strategy != BASELINE and result.clients:
+            run = {"strategy_name": variant.strategy, "seed": variant.seed}
+            gained += [{**run, **row} for row in measure(variant, result, folder)]
+        _write(out, Comparison(runs, gained))  # after every run: one that fails must not cost the others
+    return Comparison(runs, gained)
 
 
 def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +119,8 @@ def _row(strategy: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _write(out: Path, comparison: Comparison) -> None:
     _write_csv(out / "comparison.csv", comparison.rows)
     _write_csv(out / "runs.csv", comparison.runs)
+    if comparison.gained:
+        _write_csv(out / "gains.csv", comparison.gains)
     (out / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,10 +3,17 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t as student_t
+
+from fedkd.app.loop import OnRound
 from fedkd.config import Experiment
+from fedkd.engine.result import Result
+from fedkd.engine.simulate import simulate
 from fedkd.errors import UserError
 from fedkd.learner.requests import steps_of
 from fedkd.metrics import summarise
@@ -14,7 +21,31 @@ from fedkd.metrics import summarise
 ALONE = "alone"
 """Name of the run folder of the clients alone, inside that of the run."""
 BASELINE = "local"
+CONFIDENCE = 0.95
 Row = Mapping[str, Any]
+
+
+def measure(
+    experiment: Experiment, result: Result, folder: Path, on_round: OnRound = lambda record: None
+) -> list[dict[str, Any]]:
+    """Train the clients of a finished run alone, and write what each view gains into its folder.
+
+    Args:
+        experiment: the one that was run.
+        result: what came out.
+        folder: its run folder.
+        on_round: called after every round of the clients alone with its record.
+
+    Returns:
+        The rows of :func:`gains`.
+
+    Raises:
+        RunError: the clients alone could not be trained.
+    """
+    before = simulate(alone(experiment, result.rounds, result.clients), out=folder / ALONE, on_round=on_round)
+    rows = gains(result.clients, before.clients)
+    write_gains(folder, rows)
+    return rows
 
 
 def alone(experiment: Experiment, rounds: Sequence[Row], clients: Sequence[Row]) -> Experiment:
@@ -70,6 +101,34 @@ def gains(together: Sequence[Row], alone: Sequence[Row]) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def over_seeds(runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the mean gains over several seeds, with the interval that Student's t gives the mean.
+
+    Args:
+        runs: rows of :func:`gains`, each with its ``strategy_name`` and ``seed``.
+
+    Returns:
+        A row for each strategy and view, in the order given: ``strategy_name``, ``view``, ``seeds`` (their number),
+        ``alone``, ``strategy`` and ``gain`` (means), ``low`` and ``high`` (95 % interval; None for one seed).
+    """
+    rows = []
+    for name, view in dict.fromkeys((run["strategy_name"], run["view"]) for run in runs):
+        members = [run for run in runs if (run["strategy_name"], run["view"]) == (name, view)]
+        means = {key: mean(run[key] for run in members) for key in ("alone", "strategy", "gain")}
+        half = _half_width([run["gain"] for run in members])
+        low, high = (None, None) if half is None else (means["gain"] - half, means["gain"] + half)
+        rows.append({"strategy_name": name, "view": view, "seeds": len(members), **means, "low": low, "high": high})
+    return rows
+
+
+def _half_width(values: Sequence[float]) -> float | None:
+    """Half the width of the interval of a mean, ``t * s / sqrt(n)``."""
+    count = len(values)
+    if count == 1:
+        return None
+    return float(student_t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(values) / sqrt(count)
 
 
 def write_gains(folder: Path, rows: Sequence[Row]) -> None:

@@ -59,6 +59,21 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
+def mean_gains_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return one row per strategy and view: the clients alone, with the strategy, the gain and its interval."""
+    caption = "alone for at least as many gradient steps; gain in percentage points, 95 % interval of the mean"
+    table = Table(title=f"what each view gains, mean over {rows[0]['seeds']} seeds", caption=caption)
+    for name in ("strategy", "view"):
+        table.add_column(name, no_wrap=True)
+    for name in ("alone", "together", "gain", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        scores = [_number(row["alone"], 100, 1), _number(row["strategy"], 100, 1), f"{100 * row['gain']:+.1f}"]
+        interval = "–" if row["low"] is None else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        table.add_row(row["strategy_name"], row["view"], *scores, interval)
+    return table
+
+
 def listing_table(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a listing as a table."""
     table = Table(*COLUMNS[what])

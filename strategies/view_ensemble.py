@@ -29,12 +29,14 @@ class ViewEnsemble(Strategy):
     class Settings(StrategySettings):
         """How teachers are combined, and how clients listen."""
 
-        calibrate: bool = Field(True, description="fit each teacher's temperature to what the other views agree on")
         product: float = Field(
             1.0, ge=0, le=1, description="exponent of each further view: 1 takes views as independent given the class"
         )
+        calibration_share: float = Field(
+            0.0, ge=0, lt=1, description="share of a client's samples that its own temperature is fitted on"
+        )
         temperature: float = Field(1.0, gt=0, description="T of the distillation loss")
-        digest_epochs: int = Field(10, ge=0, description="passes over the public subset")
+        digest_epochs: int = Field(3, ge=0, description="passes over the public subset")
         warm_up_epochs: int = Field(30, ge=0, description="set-up: passes over the private shard")
         revisit_epochs: int = Field(5, ge=0, description="passes over the private shard")
 
@@ -44,14 +46,23 @@ class ViewEnsemble(Strategy):
 
     def client_setup(self, client: Client) -> None:
         """Learn the client's own labels before it teaches for the first time."""
-        client.fit(client.private, losses.cross_entropy, epochs=self.settings.warm_up_epochs)
+        seen, _ = client.held_out(self.settings.calibration_share)
+        client.fit(seen, losses.cross_entropy, epochs=self.settings.warm_up_epochs)
 
     def client_round(self, client: Client, received: SoftLabels | None) -> SoftLabels:
-        """Learn from the ensemble, then from the labels, and predict the public subset."""
+        """Revisit the labels and predict the public subset, calibrated; only then learn from the ensemble.
+
+        So teachers bring in what only their own labels say, and students end a round on what all of them know.
+        """
+        seen, unseen = client.held_out(self.settings.calibration_share)
+        if received is not None:
+            client.fit(seen, losses.cross_entropy, epochs=self.settings.revisit_epochs)
+        fitted = calibration.fit_temperature(client.logits(unseen), unseen.labels) if len(unseen) else 1.0
+        public = client.next_public_subset
+        taught = SoftLabels(public.ids, client.logits(public) / fitted)
         if received is not None:
             client.fit(client.public(received), self.loss, epochs=self.settings.digest_epochs)
-            client.fit(client.private, losses.cross_entropy, epochs=self.settings.revisit_epochs)
-        return client.predict(client.next_public_subset)
+        return taught
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``T^2 * KL(teacher || student)``."""
@@ -60,44 +71,21 @@ class ViewEnsemble(Strategy):
     # -- server half
 
     def server_round(self, server: Server, replies: Replies) -> SoftLabels:
-        """Calibrate the teachers, average those of each view by confidence, and multiply the views."""
-        logits = torch.stack([reply.knowledge.logits for reply in replies]).double()
+        """Average the teachers of each view, and multiply the views."""
+        logits = torch.stack([reply.knowledge.logits for reply in replies])
         views = [reply.client.view for reply in replies]
-        if self.settings.calibrate:
-            logits = logits / temperatures(logits, views)[:, None, None]
-        return server.soft_labels(combine(logits, views, self.settings.product).to(replies[0].knowledge.logits))
+        return server.soft_labels(combine(logits, views, self.settings.product))
 
     def ensemble(self, logits: Tensor) -> Tensor:
-        """Average probabilities by confidence."""
-        return ensemble.by_entropy(logits).clamp(min=torch.finfo(logits.dtype).tiny).log()
-
-
-def temperatures(logits: Tensor, views: Sequence[str]) -> Tensor:
-    """Return each teacher's temperature, fitted to the class that the teachers of the other views find most likely.
-
-    A teacher that is sure where the other views disagree gets a high one. Where all look at one view, the others are
-    the other teachers; one teacher alone keeps its logits.
-
-    Args:
-        logits: outputs of ``K`` teachers, shape ``(K, N, C)``.
-        views: the view of each teacher, ``K`` names.
-
-    Returns:
-        Shape ``(K,)``.
-    """
-    fitted = torch.ones(len(views), dtype=logits.dtype)
-    for number, view in enumerate(views):
-        others = [k for k, other in enumerate(views) if other != view] or [k for k in range(len(views)) if k != number]
-        if others:
-            agreed = ensemble.mean_probabilities(logits[others]).argmax(dim=1)
-            fitted[number] = calibration.fit_temperature(logits[number], agreed, low=0.1, high=10.0)
-    return fitted
+        """Average the probabilities: the clients of all views look at the same test samples."""
+        return log_mean(logits)
 
 
 def combine(logits: Tensor, views: Sequence[str], product: float) -> Tensor:
-    """Combine teachers: a mean in each view, weighted by confidence on each sample, and a product over the views.
+    """Combine teachers: the mean of the probabilities in each view, and a product over the views.
 
-    If views are independent given the class, and all classes equally frequent, the class has the probabilities
+    Teachers of one view err together, and where they disagree, their mean is less sure: that is the view's weight on a
+    sample. If views are independent given the class, and all classes equally frequent, the class has the probabilities
     ``prod_v p_v(c) / Z`` (naive Bayes): agreement makes sure, and a view that does not know changes nothing.
 
     Args:
@@ -108,9 +96,13 @@ def combine(logits: Tensor, views: Sequence[str], product: float) -> Tensor:
     Returns:
         Logarithms of probabilities, shape ``(N, C)``.
     """
-    tiny = torch.finfo(logits.dtype).tiny
     names = list(dict.fromkeys(views))
-    groups = [logits[[k for k, view in enumerate(views) if view == name]] for name in names]
-    of_view = torch.stack([ensemble.by_entropy(group).clamp(min=tiny).log() for group in groups])
+    of_view = torch.stack([log_mean(logits[[k for k, view in enumerate(views) if view == name]]) for name in names])
     share = 1 / len(names) + product * (1 - 1 / len(names))
     return (share * of_view.sum(dim=0)).log_softmax(dim=1)
+
+
+def log_mean(logits: Tensor) -> Tensor:
+    """Return the logarithm of the teachers' mean probabilities, of logits of shape ``(K, N, C)``."""
+    mean = ensemble.mean_probabilities(logits)
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()

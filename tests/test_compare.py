@@ -71,3 +71,17 @@ def test_a_run_that_fails_does_not_cost_the_others(tmp_path):
 def test_a_summary_becomes_flat():
     summary = {"strategy": "x", "metrics": {"clients_global": {"accuracy": 0.5}, "server_global": None}}
     assert flatten(summary) == {"strategy": "x", "clients_global.accuracy": 0.5}
+
+
+def test_with_the_clients_alone_every_run_says_what_each_view_gains(tmp_path):
+    asked = TINY.changed(**{"alone": True, "federation.views": ["image", "image@4"]})
+    comparison = compare(asked, ["local", "fedmd"], [0, 1], tmp_path, lambda record: None)
+    assert [(run["strategy_name"], run["seed"], run["view"]) for run in comparison.gained] == [
+        ("fedmd", seed, view) for seed in (0, 1) for view in ("image", "image@4")
+    ]
+    written = json.loads((tmp_path / "fedmd" / "seed-1" / "gains.json").read_text())
+    assert [row["gain"] for row in written] == [row["gain"] for row in comparison.gained[2:]]
+    assert [row["view"] for row in comparison.gains] == ["image", "image@4"]
+    with (tmp_path / "gains.csv").open() as file:
+        assert [row["view"] for row in csv.DictReader(file)] == ["image", "image@4"]
+    assert comparison.to_json()["gains"] == comparison.gains

@@ -10,7 +10,7 @@ import pytest
 from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.errors import UserError
-from fedkd.gains import alone, gains, write_gains
+from fedkd.gains import alone, gains, over_seeds, write_gains
 
 
 def client(key: str, view: str, accuracy: float, samples: int = 40, missing: int = 0) -> dict[str, Any]:
@@ -79,3 +79,21 @@ def test_a_run_and_its_baseline_take_the_steps_that_are_recorded(plan: str) -> N
         instead = [record["participants"][row["client"]] for record in before.rounds]
         assert instead[0] == instead[1]
         assert sum(taken) <= sum(instead) <= sum(taken) + 2 * private
+
+
+def test_gains_over_seeds_have_the_interval_of_students_t() -> None:
+    values = [0.01, 0.04, 0.03, 0.02, 0.05]
+    runs = [
+        {"strategy_name": "s", "seed": n, "view": view, "alone": 0.5, "strategy": 0.5 + sign * v, "gain": sign * v}
+        for n, v in enumerate(values)
+        for view, sign in (("x", 1), ("y", -1))
+    ]
+    x, y = over_seeds(runs)
+    # mean 0.03, deviation sqrt(0.00025), five values: t with four degrees of freedom is 2.776445 (from its table)
+    half = 2.776445 * 0.00025**0.5 / 5**0.5
+    assert (x["strategy_name"], x["view"], x["seeds"]) == ("s", "x", 5)
+    assert [x["alone"], x["strategy"], x["gain"]] == pytest.approx([0.5, 0.53, 0.03])
+    assert [x["low"], x["high"]] == pytest.approx([0.03 - half, 0.03 + half], abs=1e-7)
+    assert [y["low"], y["high"]] == pytest.approx([-0.03 - half, -0.03 + half], abs=1e-7)
+    [one] = over_seeds(runs[:1])
+    assert (one["low"], one["high"]) == (None, None)

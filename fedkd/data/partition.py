@@ -53,7 +53,7 @@ def partition(
         clients: number of clients.
         scheme: ``iid`` (equal shards at random); ``dirichlet`` (each class split by proportions drawn from
             Dirichlet(α)); ``pathological`` (each client holds few classes); ``natural`` (one client per group,
-            in the order of the sorted groups).
+            in the order of the sorted groups; of more groups than clients, each gets several in turn).
         seed: seed of the draws, 0 or more; the same seed deals the same shards.
         alpha: concentration of ``dirichlet``: smaller is more skewed.
         classes_per_client: number of classes of each client under ``pathological``. With fewer clients than classes
@@ -116,18 +116,18 @@ def _check_settings(rows: int, clients: int, alpha: float, classes_per_client: i
 
 
 def _natural_owners(groups: Tensor | None, labels: Tensor, clients: int) -> Tensor:
-    """Return the owner of each row, once it is clear that there is one client per owner."""
+    """Return the owner of each row: one client each, or several in turn where there are more owners than clients."""
     if groups is None:
         raise UserError("partition 'natural': expected a data set with groups, found none; choose another scheme.")
     if groups.shape != labels.shape:
         raise UserError(f"partition 'natural': expected {len(labels)} groups, one per label, found {len(groups)}.")
-    owners = len(torch.unique(groups))
-    if owners != clients:
+    owners, numbers = torch.unique(groups, return_inverse=True)
+    if clients > len(owners):
         raise UserError(
-            f"partition 'natural': expected as many clients as groups in the data ({owners}), found {clients}; "
-            f"set clients = {owners}."
+            f"partition 'natural': expected at most as many clients as groups in the data ({len(owners)}), "
+            f"found {clients}; set clients = {len(owners)}."
         )
-    return groups
+    return groups if clients == len(owners) else numbers % clients
 
 
 def _order(rows: int, seed: int) -> NDArray[np.int64]:

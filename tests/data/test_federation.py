@@ -307,7 +307,7 @@ def test_the_digest_covers_nothing_private(make: Make) -> None:
         ({"federation__clients": 121}, "partition 'iid': cannot deal 120 samples to clients = 121"),
         ({"federation__min_samples": 25}, "min_samples = 25: .*found one of 24"),
         ({"federation__partition": "natural"}, "partition 'natural': expected a data set with groups"),
-        ({"federation__partition": "natural", "file": "official"}, r"groups in the data \(8\), found 5"),
+        ({"federation__partition": "natural", "federation__clients": 9, "file": "official"}, r"\(8\), found 9"),
         ({"federation__views": ["image", "imag"]}, "unknown view 'imag': did you mean 'image'"),
         ({"federation__views": ["image@5"]}, "view 'image@5': expected a size of at most 4"),
         ({"data__name": "digit"}, "unknown data set 'digit': did you mean 'digits'"),

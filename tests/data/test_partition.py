@@ -146,6 +146,12 @@ def test_natural_clients_are_the_sorted_groups() -> None:
     assert [shard.tolist() for shard in shards] == [[1, 2], [4], [0, 3]]
 
 
+def test_of_more_groups_than_clients_each_client_gets_whole_ones_in_turn() -> None:
+    groups = torch.tensor([40, 7, 7, 40, 12])
+    shards = deal(torch.zeros(5, dtype=torch.int64), clients=2, scheme="natural", groups=groups)
+    assert [shard.tolist() for shard in shards] == [[0, 1, 2, 3], [4]]
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_library_is_silent(scheme: str, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
@@ -183,7 +189,7 @@ def test_the_global_random_generators_are_left_alone() -> None:
         ({"scheme": "pathological", "classes_per_client": 11}, "Lower classes_per_client"),
         ({"scheme": "natural"}, "expected a data set with groups, found none"),
         ({"scheme": "natural", "groups": torch.arange(3)}, "expected 600 groups, one per label, found 3"),
-        ({"scheme": "natural", "groups": torch.arange(600) % 30}, r"groups .* \(30\), found 5; set clients = 30"),
+        ({"scheme": "natural", "groups": torch.arange(600) % 4}, r"at most .* \(4\), found 5; set clients = 4"),
         ({"scheme": "natural", "groups": torch.arange(600) % 5, "min_samples": 200}, "found one of 120"),
     ],
 )  # fmt: skip
