@@ -1,6 +1,6 @@
 """The four splits: samples dealt out to clients, seen by all, to choose by, and to measure with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -43,6 +43,25 @@ def split(experiment: Experiment, dataset: DataSet, complete: Tensor) -> Splits:
         found = f"found {len(splits.train)} and {len(splits.test)}"
         raise UserError(f"data: expected samples to train and to test on, {found}; take less away.")
     return splits
+
+
+def commons(experiment: Experiment, dataset: DataSet, splits: Splits) -> tuple[DataSet, Splits]:
+    """Return the samples that all parties of a real federation share, with their splits; training samples are no part.
+
+    Args:
+        experiment: says whether the public samples have labels; without, they lose those that they have.
+        dataset: all samples; those of the result keep the ids that they have here.
+        splits: of these.
+    """
+    ids = torch.cat([splits.public, splits.validation, splits.test]).sort().values
+    shared = dataset.take(dataset.rows(ids))
+    split = torch.zeros_like(ids)
+    for number, name in enumerate(SPLITS):
+        split[torch.isin(ids, getattr(splits, name))] = number
+    hidden = (split == SPLITS.index("public")) & (not experiment.data.public_labels)
+    labels = shared.labels.masked_fill(hidden, UNLABELLED)
+    shared = replace(shared, labels=labels, split=split, official_test=None, groups=None)
+    return shared, replace(splits, train=splits.train[:0])
 
 
 def _read(experiment: Experiment, dataset: DataSet, complete: Tensor) -> Splits:

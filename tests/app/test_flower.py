@@ -111,7 +111,7 @@ def test_clients_elsewhere_keep_their_states_and_the_run_is_complete(
     assert (tmp_path / "server" / "summary.json").exists()
     assert len(read_lines(tmp_path / "server" / "clients.jsonl")) == 3
     assert read_models(tmp_path / "server") == ({}, {})
-    assert len(list((tmp_path / "client" / "states").glob("client-*.2.safetensors"))) == 3
+    assert len(list((tmp_path / "client" / "states").rglob("client-*.2.safetensors"))) == 3
 
 
 def test_a_client_that_fails_everywhere_is_named_by_the_server(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_the_client_app_answers_each_of_our_messages(type_: str, tmp_path: Path)
     from fedkd.app.wire import pack
 
     [reply] = nodes.send_and_receive(
-        [Message(pack({"round": 1, "client": "client-0"}), dst_node_id=1, message_type=type_)]
+        [Message(pack({"run": "0" * 32, "round": 1, "client": "client-0"}), dst_node_id=1, message_type=type_)]
     )
 
     assert not reply.has_error()

@@ -35,8 +35,8 @@ class DataSet:
             all samples. The rows of samples that lack a view are zeros.
         rates: sampling rate of signal views in Hz, by view name.
         given_ids: stable sample ids, int64, shape ``(N,)``, ascending, none of them twice; the row numbers without.
-        split: the split of each sample, its number in ``SPLITS``, int64, shape ``(N,)``; without it the experiment draws
-            the splits. A public sample may then have the label ``UNLABELLED``.
+        split: the split of each sample, its number in ``SPLITS``, int64, shape ``(N,)``; without it the experiment
+            draws the splits. A public sample may then have the label ``UNLABELLED``.
 
     Raises:
         UserError: rows are not aligned, a value is not finite, a label is outside the classes, a sample has no view at
