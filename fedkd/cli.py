@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
+deploy = typer.Typer(no_args_is_help=True, help="Real federations: what their machines need.")
+app.add_typer(deploy, name="deploy")
+
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""
 WIDTH = 120
@@ -160,6 +163,21 @@ def list_(
         typer.echo(to_markdown(what, rows))
     else:
         _print(listing_table(what, rows))
+
+
+@deploy.command()
+def split(
+    file: FILE,
+    out: Annotated[Path, typer.Option(help="new folder for the files", show_default=False)],
+    set_: SET = None,
+) -> None:
+    """Divide a simulation into files for a deployment: the commons, each client's samples, and the experiment."""
+    experiment = _experiment(file, set_, None, None)
+    from fedkd.data.dividing import EXPERIMENT, divide
+
+    for key, path in divide(experiment, out).items():
+        typer.echo(f"{key}  flower-supernode --node-config {shlex.quote(str(path))} ...")
+    typer.echo(f"experiment  {out / EXPERIMENT}")
 
 
 def main() -> None:
