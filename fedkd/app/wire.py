@@ -226,6 +226,9 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
         # Copies, as the bytes would be: whatever the receiver does to them is nobody else's concern.
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in array.tensors.items()}
     content, checksum = array.data[:-_CHECKSUM], array.data[-_CHECKSUM:]
+    if (array.dtype, tuple(array.shape)) != ("uint8", (len(array.data),)):
+        found = f"{array.dtype!s:.20} of shape {tuple(array.shape)!s:.60}"
+        raise KnowledgeError(f"payload: expected {len(array.data)} bytes (uint8), found {found}")
     try:
         if hashlib.sha256(content).digest() != checksum:
             raise ValueError("its SHA-256 is another one")

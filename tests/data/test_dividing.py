@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fedkd import config, simulate
@@ -12,8 +11,6 @@ from fedkd.app import flower
 from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment, parse
 from fedkd.data.dividing import divide
-from fedkd.data.federation import build
-from fedkd.errors import UserError
 from tests.app.nodes import read_configs, run_on_nodes
 
 SMALL: Mapping[str, Any] = {
