@@ -168,7 +168,7 @@ def _expect_alike(name: str, shared: DataSet, own: DataSet) -> None:
     if None not in rates and rates[0] != rates[1]:
         raise UserError(
             f"data set {own.name!r}: view {name!r}: expected {rates[0]:g} Hz as the shared samples, found "
-            f"{rates[1]:g}; resample it."
+            f"{rates[1]:g} Hz; resample it."
         )
 
 
