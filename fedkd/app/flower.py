@@ -5,11 +5,12 @@ The run configuration holds ``experiment`` (path of a file in the bundle, or the
 clients bring their own samples, each node's own configuration says whose it is (:mod:`fedkd.app.node`).
 """
 
+import logging
 import shlex
 import tempfile
 import traceback
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fedkd import config
 from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models, failure
 from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
+from fedkd.app.punctual import Punctual
 from fedkd.app.run_folder import RunFolder, new_folder
 from fedkd.app.state import RUN_ID, FolderStates, State
 from fedkd.app.wire import Header, expect_sealed, header_of, number
@@ -44,7 +46,9 @@ def make_server_app() -> ServerApp:
         out = str(context.run_config.get("out", ""))
         with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
             folder = RunFolder(path, experiment)
-            finished = run(grid, experiment, folder.add_round, run_id=folder.run_id)
+            carrier = Punctual(grid) if is_own(experiment) else grid
+            with _log_shown():
+                finished = run(carrier, experiment, folder.add_round, run_id=folder.run_id)
             states = {} if is_own(experiment) else _states_here(context, finished, folder.run_id)
             folder.finish(finished, client_models(experiment, states) if states else {})
 
@@ -67,6 +71,20 @@ def make_client_app() -> ClientApp:
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
     return app
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Show what our log says, such as who takes part: Flower keeps what a server writes to standard error."""
+    log, handler = logging.getLogger("fedkd"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def is_own(experiment: Experiment) -> bool:

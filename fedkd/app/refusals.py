@@ -1,5 +1,7 @@
 """Replies that do not count, and why: late, duplicate, stale, replayed, unasked or invalid."""
 
+from collections.abc import Mapping
+
 from flwr.app import Message
 
 from fedkd.app.wire import header_of
@@ -19,13 +21,14 @@ INVALID = "invalid"
 """Anything else about it is not as agreed."""
 
 
-def reason_of(message: Message, round_: int, counted: int) -> str | None:
+def reason_of(message: Message, phase: str, round_: int, counted: Mapping[str, int]) -> str | None:
     """Return why a reply that could not be accepted is refused; None if it is a client's word that it has failed.
 
     Args:
         message: the reply.
+        phase: type of the messages that are being answered.
         round_: number of this round.
-        counted: last round, before this one, in which a reply of this client has counted; 0 for none.
+        counted: last round in which a reply of this client to a message of a type has counted, by the type.
     """
     if message.has_error():
         return None
@@ -33,8 +36,11 @@ def reason_of(message: Message, round_: int, counted: int) -> str | None:
         said = header_of(message.content).get("round")
     except KnowledgeError:
         return INVALID
-    if type(said) is not int or not 0 < said < round_:
+    type_ = message.metadata.message_type
+    earlier = round_ if type_ == phase else round_ + 1  # this round's messages of another type were sent before
+    if type(said) is not int or not 0 < said < earlier:
         return INVALID
-    if said > counted:
+    last = counted.get(type_, 0)
+    if said > last:
         return LATE
-    return REPLAYED if said == counted else STALE
+    return REPLAYED if said == last else STALE

@@ -168,7 +168,7 @@ class ServerSide:
             try:
                 accepted[key] = read_reply(message, self._expectation(key))
             except KnowledgeError as error:
-                self._refuse(refusals.reason_of(message, self.server.round, self.versions.get(key, 0)))
+                self._refuse(self._reason(message, TRAIN, key))
                 failed[key] = str(error)
                 LOG.warning(
                     "round %d: %s does not count in this round: %s", self.server.round, key, str(error).splitlines()[-1]
@@ -236,7 +236,7 @@ class ServerSide:
             try:
                 scores, outputs = read_evaluation(message, key, self.server.round, shape)
             except KnowledgeError as error:
-                self._refuse(refusals.reason_of(message, self.server.round, self._evaluated.get(key, 0)))
+                self._refuse(self._reason(message, EVALUATE, key))
                 failed[key] = str(error)
                 LOG.warning(
                     "round %d: %s could not be evaluated: %s", self.server.round, key, str(error).splitlines()[-1]
@@ -339,6 +339,10 @@ class ServerSide:
         """Return what a client must know: the round, and the state that it is to start from."""
         state = self._state_digests.get(key, "")
         return {"round": self.server.round, "client": key, "version": self.versions.get(key, 0), "state": state}
+
+    def _reason(self, message: Message, phase: str, key: str) -> str | None:
+        counted = {TRAIN: self.versions.get(key, 0), EVALUATE: self._evaluated.get(key, 0)}
+        return refusals.reason_of(message, phase, self.server.round, counted)
 
     def _refuse(self, reason: str | None) -> None:
         if reason is not None:

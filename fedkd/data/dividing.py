@@ -105,14 +105,15 @@ def held_by(federation: Federation, held: Holding) -> DataSet:
     ids = torch.cat([trained, held.test]).sort().values
     own = dataset.take(dataset.rows(ids))
     test = torch.isin(ids, held.test)
-    views, present = {}, {}
+    present: dict[str, Tensor] = {}
     for name, having in held.having.items():
         for base in (part.base for part in parse(name)):
             if "+" not in name and base in own.views:
                 there = torch.where(test, own.present.get(base, torch.ones_like(test)), torch.isin(ids, having))
                 present[base] = present.get(base, torch.zeros_like(there)) | there
+    views = {base: own.views[base].clone() for base in present}
     for base, there in present.items():
-        views[base] = own.views[base].masked_fill(~there.reshape(-1, *[1] * (own.views[base].ndim - 1)), 0)
+        views[base][~there] = 0
     return DataSet(
         held.key,
         views,

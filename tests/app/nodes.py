@@ -21,6 +21,7 @@ class Nodes(Grid):
     def __init__(self, run_config: Mapping[str, Any], configs: Mapping[int, Mapping[str, Any]]) -> None:
         ensure_task_identity()
         self.app = make_client_app()
+        self.replies: dict[str, Message] = {}
         self.contexts = {
             node: Context(RUN, node, dict(config), RecordDict(), dict(run_config)) for node, config in configs.items()
         }
@@ -32,10 +33,15 @@ class Nodes(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        names = []
+        for message in messages:
+            names.append(f"message-{len(self.replies)}")
+            message.metadata.__dict__["_message_id"] = names[-1]
+            self.replies[names[-1]] = next(iter(self.send_and_receive([message])))
+        return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        return [self.replies[name] for name in message_ids]
 
     def create_message(self, *arguments: Any, **named: Any) -> Message:
         raise NotImplementedError

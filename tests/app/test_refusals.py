@@ -51,12 +51,23 @@ def asked() -> Message:
 def test_why_a_reply_does_not_count(said: object, counted: int, reason: str) -> None:
     header = {} if said is None else {"round": said}
     reply = Message(RecordDict({HEADER: ConfigRecord(header)}), reply_to=asked())  # type: ignore[arg-type]
-    assert reason_of(reply, 5, counted) == reason
+    assert reason_of(reply, "train", 5, {"train": counted, "evaluate": 5}) == reason
+
+
+@pytest.mark.parametrize(
+    ("said", "trained", "reason"), [(5, 4, LATE), (5, 5, REPLAYED), (4, 5, STALE), (6, 5, INVALID)]
+)
+def test_a_reply_to_a_message_of_another_type_is_of_its_own_round(said: int, trained: int, reason: str) -> None:
+    reply = Message(RecordDict({HEADER: ConfigRecord({"round": said})}), reply_to=asked())
+    assert reason_of(reply, "evaluate", 5, {"train": trained, "evaluate": 1}) == reason
 
 
 def test_a_reply_without_header_is_invalid_and_a_failure_is_no_refusal() -> None:
-    assert reason_of(Message(RecordDict({HEADER: MetricRecord({"round": 1})}), reply_to=asked()), 5, 0) == INVALID
-    assert reason_of(Message(Error(code=0, reason="no disk"), reply_to=asked()), 5, 0) is None
+    assert (
+        reason_of(Message(RecordDict({HEADER: MetricRecord({"round": 1})}), reply_to=asked()), "train", 5, {})
+        == INVALID
+    )
+    assert reason_of(Message(Error(code=0, reason="no disk"), reply_to=asked()), "train", 5, {}) is None
 
 
 class Rounds:

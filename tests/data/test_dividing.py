@@ -14,6 +14,7 @@ from fedkd.config import Experiment, parse
 from fedkd.data.dividing import divide
 from fedkd.data.federation import build
 from fedkd.errors import UserError
+from fedkd.report import write_report
 from tests.app.nodes import read_configs, run_on_nodes
 
 SMALL: Mapping[str, Any] = {
@@ -160,3 +161,16 @@ def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"expected a new or empty folder, found notes\.txt; choose another one"):
         divide(experiment_of("fedmd"), tmp_path)
+
+
+def test_a_run_on_nodes_says_who_takes_part_and_can_be_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = divide(experiment_of("feddf"), tmp_path / "files")
+    run_on_nodes(config.load(tmp_path / "files" / "experiment.toml"), read_configs(paths.values()), tmp_path / "run")
+
+    sizes = {key: len(held.train) for key, held in build(experiment_of("feddf")).holdings.items()}
+    said = capsys.readouterr().err
+    assert f"takes part: client-1  cnn, image@4, {sizes['client-1']} samples" in said
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "client-3" in page
