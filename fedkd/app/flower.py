@@ -105,12 +105,21 @@ def _answer(message: Message, context: Context) -> Message:
         side, key, store = _client_side(node.experiment.model_dump_json(), node.owner), node.owner.key, node.store
     else:
         side, store = _client_side(experiment.model_dump_json(), None), _states_folder(context)
-        key = list(side.federation.holdings)[int(context.node_config["partition-id"])]
+        key = _simulated(list(side.federation.holdings), context.node_config.get("partition-id"))
     states = FolderStates(store / run_id)
     [outcome] = side.handle([ClientTask(message, key, _state_of(states, key, header))])
     if outcome.state is not None:
         states.put(key, number(header, "round"), outcome.state)
     return outcome.reply
+
+
+def _simulated(keys: list[str], number: object) -> str:
+    """Return the client that a node of a simulation acts for."""
+    if type(number) is not int or not 0 <= number < len(keys):
+        expected = f"expected partition-id, from 0 to {len(keys) - 1}, as a simulation gives it"
+        remedy = "set it, or federation.partition = 'own' where each node has samples of its own"
+        raise UserError(f"node config: {expected}, found {number!r:.40}; {remedy}.")
+    return keys[number]
 
 
 def _state_of(states: FolderStates, key: str, header: Header) -> State | None:
