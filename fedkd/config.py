@@ -36,7 +36,9 @@ class StrategySettings(Section):
 class DataSettings(Section):
     """Which samples there are, and how they are divided into the four splits."""
 
-    name: str = Field("digits", description="built-in data set, path of an .npz, or path of an image folder")
+    name: str = Field(
+        "digits", description="built-in data set, path of an .npz, or path of a folder of images or recordings"
+    )
     root: str | None = Field(None, description="folder of the built-in data set's files")
     download: bool = Field(False, description="fetch a missing data set from its original source")
     public: Size = Field(0.25, ge=0, description="public set: a share of the training samples below 1, else a count")
@@ -63,8 +65,14 @@ class FederationSettings(Section):
     """Who takes part: number of clients, their shards, architectures and views."""
 
     clients: int = Field(10, ge=1, description="number of clients")
-    partition: Literal["iid", "dirichlet", "pathological", "natural"] = Field(
-        "dirichlet", description="how shards are dealt"
+    partition: Literal["iid", "dirichlet", "pathological", "natural", "own"] = Field(
+        "dirichlet", description="how shards are dealt; own: in a deployment, every client brings its own samples"
+    )
+    min_clients: int | None = Field(
+        None,
+        ge=1,
+        description="fewest clients to start with, once engine.join_timeout is over; all of them if absent, but in a "
+        "simulation one that fits is enough",
     )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration: smaller is more skewed")
     classes_per_client: int = Field(2, ge=1, description="classes per client of the pathological partition")
@@ -141,6 +149,7 @@ class EngineSettings(Section):
         1, ge=0, description="rounds between checkpoints in the run folder, where fedkd resume goes on; 0: none"
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for the replies of one round")
+    join_timeout: float = Field(120.0, gt=0, description="seconds to wait for the clients to appear")
 
 
 class Experiment(Section):
@@ -172,6 +181,7 @@ class Experiment(Section):
                 f"train.momentum: only optimizer 'sgd' has one, found {self.train.momentum} with "
                 f"{self.train.optimizer!r}; remove it or set train.optimizer = 'sgd'"
             )
+        self._check_clients()
         if self.engine.gpus_per_worker and (self.engine.name == "flower" or not self._has_ray_workers):
             raise ValueError(
                 f"engine.gpus_per_worker: only our own Ray workers share GPUs, found {self.engine.gpus_per_worker:g} "
@@ -186,6 +196,19 @@ class Experiment(Section):
                 "engine.address: only our own grid joins a Ray cluster; remove it or set engine.name = 'local'"
             )
         return self
+
+    def _check_clients(self) -> None:
+        settings = self.federation
+        if settings.min_clients is not None and settings.min_clients > settings.clients:
+            raise ValueError(
+                f"federation.min_clients: expected at most federation.clients, {settings.clients}, found "
+                f"{settings.min_clients}; lower it"
+            )
+        if settings.partition == "own" and settings.missing:
+            raise ValueError(
+                "federation.missing: with partition 'own' the clients' data say what they lack; remove it, or have "
+                "another partition"
+            )
 
     @property
     def _has_ray_workers(self) -> bool:

@@ -250,3 +250,14 @@ def test_a_run_that_fails_says_how_to_go_on_once_there_is_a_checkpoint(here, fed
         assert done.returncode == 1
         assert "no hope for anyone" in done.stderr
         assert done.stderr.splitlines()[-1] == "continue with: fedkd resume 'a run'"
+
+
+def test_a_simulation_is_split_into_the_files_of_a_deployment(here, fedkd_):
+    done = fedkd_("deploy", "split", "tiny.toml", "--out", "files", "--set", "federation.clients=2")
+    assert done.returncode == 0
+    assert (here / "files" / "client-1.npz").is_file()
+    assert "files/client-0.toml" in done.stdout
+    assert config.load(here / "files" / "experiment.toml").federation.partition == "own"
+    again = fedkd_("deploy", "split", "tiny.toml", "--out", "files")
+    assert again.returncode == 2
+    assert "files: expected a new or empty folder" in again.stderr

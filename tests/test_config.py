@@ -102,7 +102,8 @@ VALID: Mapping[str, Check] = {
     "data.local_test": Number(0, 1, open_high=True),
     "data.split_by": one_of("sample", "group"),
     "federation.clients": whole(1),
-    "federation.partition": one_of("iid", "dirichlet", "pathological", "natural"),
+    "federation.partition": one_of("iid", "dirichlet", "pathological", "natural", "own"),
+    "federation.min_clients": whole(1),
     "federation.alpha": POSITIVE,
     "federation.classes_per_client": whole(1),
     "federation.min_samples": whole(0),
@@ -132,8 +133,13 @@ VALID: Mapping[str, Check] = {
     "engine.evaluate_every": whole(0),
     "engine.checkpoint_every": whole(0),
     "engine.timeout": POSITIVE,
+    "engine.join_timeout": POSITIVE,
 }
-NEEDS = {"train.momentum": ["train.optimizer=sgd"], "engine.gpus_per_worker": ["engine.workers=1"]}
+NEEDS = {
+    "federation.min_clients": [f"federation.clients={2**70}"],
+    "train.momentum": ["train.optimizer=sgd"],
+    "engine.gpus_per_worker": ["engine.workers=1"],
+}
 POOL: list[Any] = [
     True, False, -3, -1, 0, 1, 2, 7, 2**70, -0.5, 0.0, 0.5, 1.0, 1.5, 40.0, math.nan, math.inf, -math.inf,
     "", "a", "cnn", "iid", "adam", "one-by-one", "..", "-a", "a b", "a/b", "line\nbreak", "0", "inf", "float64",
@@ -228,7 +234,7 @@ def test_strategies_refuse_infinity_too() -> None:
         ("[train]\nlearning_rate = 1\nbatchsize = 3", "train.learning_rate", None),
         ("[train]\nbatchsize = 3", "train.batchsize", "train.batch_size"),
         ("[engine]\nworker = 3", "engine.worker", "engine.workers"),
-        ("[federation]\nn_clients = 3", "federation.n_clients", "federation.clients"),
+        ("[federation]\nclient = 3", "federation.client", "federation.clients"),
         ("[data.public]\nsize = 1", None, None),
     ],
 )
@@ -274,6 +280,18 @@ def test_flowers_engine_refuses_what_only_our_grids_can(others: str) -> None:
     )
 
 
+def test_clients_that_bring_their_samples_say_themselves_what_these_lack() -> None:
+    source = "[federation]\npartition = 'own'\n[federation.missing]\nimage = 0.5"
+    assert refusal(source).startswith("run.toml: federation.missing: with partition 'own' the clients' data say")
+
+
+def test_no_more_clients_can_be_needed_than_there_are() -> None:
+    assert loads("[federation]\nclients = 3\nmin_clients = 3").federation.min_clients == 3
+    assert refusal("[federation]\nclients = 3\nmin_clients = 4").startswith(
+        "run.toml: federation.min_clients: expected at most federation.clients, 3, found 4"
+    )
+
+
 # -- there and back
 
 CHANGED: Mapping[str, Any] = {
@@ -312,6 +330,7 @@ def test_defaults_survive_toml_and_are_all_written_out() -> None:
         "strategies",
         "teacher_view",
         "missing",
+        "min_clients",
     }
 
 

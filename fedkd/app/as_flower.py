@@ -42,7 +42,7 @@ class _Adapter(FlowerStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         if not self._side.roster:
-            nodes = wait_for_nodes(grid, self._side.experiment.federation.clients)
+            nodes = wait_for_nodes(grid, self._side.experiment)
             self._side.welcome(grid.send_and_receive(self._side.hello_messages(nodes)))
         self._sent = self._side.train_messages(server_round)
         return self._sent

@@ -11,12 +11,25 @@ from functools import partial
 from flwr.app import Error, Message, RecordDict
 
 from fedkd import seeding
-from fedkd.app.roster import card_of, introduction
+from fedkd.app.introduction import card_of, introduction
 from fedkd.app.state import State, digest, flatten, model_tensors, other_tensors
-from fedkd.app.wire import EXTRA, Header, header_of, knowledge_of, number, pack, to_arrays
+from fedkd.app.wire import (
+    EXTRA,
+    HEADER,
+    PAYLOAD,
+    Header,
+    expect_records,
+    expect_sealed,
+    header_of,
+    knowledge_of,
+    number,
+    pack,
+    to_arrays,
+)
 from fedkd.config import Experiment
-from fedkd.data.federation import build
+from fedkd.data.federation import Federation, build
 from fedkd.flower_internals import ensure_task_identity
+from fedkd.knowledge import KnowledgeError
 from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.base import ClientCard
 from fedkd.learner.client import Client
@@ -62,12 +75,17 @@ class Outcome:
 class ClientSide:
     """All that a process needs to act for any client of an experiment; built once per process."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        """Load the data and the strategy, and pin what would change the bits."""
+    def __init__(self, experiment: Experiment, federation: Federation | None = None) -> None:
+        """Load the data and the strategy, and pin what would change the bits.
+
+        Args:
+            experiment: what is run.
+            federation: as this process sees it, where that is not what the experiment alone makes of it.
+        """
         seeding.pin_threads(experiment.engine.threads)
         ensure_task_identity()
         self.experiment = experiment
-        self.federation = build(experiment)
+        self.federation = build(experiment) if federation is None else federation
         self.strategy = create(experiment)
         self.up = codecs_named(experiment.communication.up, "communication.up")
         self.down = codecs_named(experiment.communication.down, "communication.down")
@@ -85,7 +103,7 @@ class ClientSide:
         return [_outcome(task, result) for task, result in zip(tasks, results, strict=True)]
 
     def _train(self, task: ClientTask, ask: Ask) -> Outcome:
-        header = header_of(task.message.content)
+        header = _header(task)
         client = self._client(task, header, ask)
         seeding.seed_everything(client.seed)
         if task.state is None:
@@ -105,7 +123,7 @@ class ClientSide:
         return Outcome(_reply(task, pack(reply, knowledge, codecs=self.up)), state)
 
     def _evaluate(self, task: ClientTask, ask: Ask) -> Outcome:
-        header = header_of(task.message.content)
+        header = _header(task)
         client = self._client(task, header, ask)
         seeding.seed_everything(seeding.derive_seed(client.seed, "evaluate"))
         scores: Header = {"round": client.round, "client": task.key}
@@ -124,6 +142,7 @@ class ClientSide:
 
     def _hello(self, task: ClientTask, ask: Ask) -> Outcome:
         """Say who takes part, with what: the server refuses what does not fit."""
+        _header(task)
         return Outcome(_reply(task, pack(introduction(self.federation, self.strategy, task.key))))
 
     def _client(self, task: ClientTask, header: Header, ask: Ask) -> Client:
@@ -164,11 +183,26 @@ def has_ensemble(strategy: Strategy) -> bool:
     return type(strategy).ensemble is not Strategy.ensemble
 
 
+def _header(task: ClientTask) -> Header:
+    """Return a message's header, if the message is as the server sent it."""
+    records = task.message.content
+    header = header_of(records)
+    expect_sealed(header)
+    if header.get("client", task.key) != task.key:
+        raise KnowledgeError(f"message: expected one for {task.key}, found one for {header['client']!r:.80}")
+    expect_records(records, HEADER, *([PAYLOAD] if header.get("kind") else []))
+    return header
+
+
 def _outcome(task: ClientTask, result: Outcome | Exception) -> Outcome:
     if isinstance(result, Outcome):
         return result
-    text = "".join(traceback.format_exception(result))
-    return Outcome(Message(Error(code=FAILED, reason=text), reply_to=task.message))
+    return Outcome(failure(task.message, "".join(traceback.format_exception(result))))
+
+
+def failure(message: Message, reason: str) -> Message:
+    """Return the reply of a client that could not do what a message asks for."""
+    return Message(Error(code=FAILED, reason=reason), reply_to=message)
 
 
 def _reply(task: ClientTask, records: RecordDict) -> Message:

@@ -1,13 +1,16 @@
 """Flower's two apps: the same server loop and client side as in our own grids, behind Flower's entry points.
 
 The run configuration holds ``experiment`` (path of a file in the bundle, or the TOML text itself), ``overrides``
-(``key=value`` texts separated by blanks) and ``out`` (the run folder, where clients on this machine keep their states).
+(``key=value`` texts separated by blanks) and ``out`` (the run folder, where simulated clients keep their states). Where
+clients bring their own samples, each node's own configuration says whose it is (:mod:`fedkd.app.node`).
 """
 
+import logging
 import shlex
 import tempfile
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,17 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedkd
 from fedkd import config
-from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models
+from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models, failure
 from fedkd.app.loop import Run, run
+from fedkd.app.node import node_of
+from fedkd.app.punctual import Punctual
 from fedkd.app.run_folder import RunFolder, new_folder
-from fedkd.app.state import FolderStates, State
-from fedkd.app.wire import header_of, number
+from fedkd.app.state import RUN_ID, FolderStates, State
+from fedkd.app.wire import Header, expect_sealed, header_of, number
 from fedkd.config import Experiment
+from fedkd.data.own import Owner, build_node
 from fedkd.errors import UserError
+from fedkd.knowledge import KnowledgeError
 
 STATES = "states"
 
@@ -39,8 +46,11 @@ def make_server_app() -> ServerApp:
         out = str(context.run_config.get("out", ""))
         with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
             folder = RunFolder(path, experiment)
-            finished = run(grid, experiment, folder.add_round)
-            folder.finish(finished, client_models(experiment, _states_here(context, finished)))
+            carrier = Punctual(grid) if is_own(experiment) else grid
+            with _log_shown():
+                finished = run(carrier, experiment, folder.add_round, run_id=folder.run_id)
+            states = {} if is_own(experiment) else _states_here(context, finished, folder.run_id)
+            folder.finish(finished, client_models(experiment, states) if states else {})
 
     return app
 
@@ -50,21 +60,77 @@ def make_client_app() -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        side = _client_side(experiment_of(context.run_config).model_dump_json())
-        key = list(side.federation.holdings)[int(context.node_config["partition-id"])]
-        states = FolderStates(_states_folder(context))
-        header = header_of(message.content)
-        [outcome] = side.handle(
-            [ClientTask(message, key, states.get(key, number({"version": 0, **header}, "version")))]
-        )
-        if outcome.state is not None:
-            states.put(key, number(header, "round"), outcome.state)
-        return outcome.reply
+        try:
+            return _answer(message, context)
+        except (UserError, KnowledgeError) as error:
+            return failure(message, str(error))
+        except Exception:
+            return failure(message, traceback.format_exc())
 
     app.train()(handle)
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
     return app
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Show what our log says, such as who takes part: Flower keeps what a server writes to standard error."""
+    log, handler = logging.getLogger("fedkd"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def is_own(experiment: Experiment) -> bool:
+    """Whether the clients bring their own samples."""
+    return experiment.federation.partition == "own"
+
+
+def _answer(message: Message, context: Context) -> Message:
+    """Let this node's client do what a message asks for, from its state and into its state."""
+    experiment = experiment_of(context.run_config)
+    header = header_of(message.content)
+    expect_sealed(header)
+    run_id = header.get("run")
+    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        raise KnowledgeError(f"run: expected the name of a run, found {run_id!r:.80}")
+    if is_own(experiment):
+        node = node_of(context.node_config, experiment)
+        side, key, store = _client_side(node.experiment.model_dump_json(), node.owner), node.owner.key, node.store
+    else:
+        side, store = _client_side(experiment.model_dump_json(), None), _states_folder(context)
+        key = _simulated(list(side.federation.holdings), context.node_config.get("partition-id"))
+    states = FolderStates(store / run_id)
+    [outcome] = side.handle([ClientTask(message, key, _state_of(states, key, header))])
+    if outcome.state is not None:
+        states.put(key, number(header, "round"), outcome.state)
+    return outcome.reply
+
+
+def _simulated(keys: list[str], number: object) -> str:
+    """Return the client that a node of a simulation acts for."""
+    if type(number) is not int or not 0 <= number < len(keys):
+        expected = f"expected partition-id, from 0 to {len(keys) - 1}, as a simulation gives it"
+        remedy = "set it, or federation.partition = 'own' where each node has samples of its own"
+        raise UserError(f"node config: {expected}, found {number!r:.40}; {remedy}.")
+    return keys[number]
+
+
+def _state_of(states: FolderStates, key: str, header: Header) -> State | None:
+    version = number({"version": 0, **header}, "version")
+    try:
+        return states.get(key, version, str(header.get("state", "")))
+    except FileNotFoundError as error:
+        what = f"{key}: expected its state of round {version} in {error.filename}, found none"
+        raise UserError(
+            f"{what}; name the folder as store in which this node has kept it, or start a new run."
+        ) from None
 
 
 def experiment_of(run_config: Mapping[str, Any]) -> Experiment:
@@ -82,9 +148,9 @@ def experiment_of(run_config: Mapping[str, Any]) -> Experiment:
     return config.load(next((p for p in (Path(text), bundle / text) if p.is_file()), Path(text)), overrides)
 
 
-def _states_here(context: Context, finished: Run) -> dict[str, State | None]:
+def _states_here(context: Context, finished: Run, run_id: str) -> dict[str, State | None]:
     """Return the last states of those clients that keep them on this machine; a real client keeps its own."""
-    states = FolderStates(_states_folder(context))
+    states = FolderStates(_states_folder(context) / run_id)
     found: dict[str, State | None] = {}
     for key, version in finished.versions.items():
         with suppress(FileNotFoundError):
@@ -98,8 +164,9 @@ def _states_folder(context: Context) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _client_side(text: str) -> ClientSide:
-    return ClientSide(Experiment.model_validate_json(text))
+def _client_side(text: str, owner: Owner | None) -> ClientSide:
+    experiment = Experiment.model_validate_json(text)
+    return ClientSide(experiment, None if owner is None else build_node(experiment, owner))
 
 
 server_app = make_server_app()

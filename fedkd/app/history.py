@@ -23,6 +23,7 @@ class RoundRecord:
         digest: state digest of the run up to this round.
         metrics: ``clients_global``, ``clients_local``, ``ensemble_global``, ``server_global``; None if not evaluated.
         unmeasured: reason by key of the clients that should have been evaluated and were not.
+        refused: number of replies that were not counted, by reason (see :mod:`fedkd.app.refusals`).
     """
 
     round: int
@@ -34,6 +35,7 @@ class RoundRecord:
     digest: str
     metrics: Metrics | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain values."""

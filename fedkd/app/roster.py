@@ -4,14 +4,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Message
 
-import fedkd
 from fedkd.app.history import ClientRecord, Scores
-from fedkd.app.source_digest import source_digest
-from fedkd.app.wire import header_of
+from fedkd.app.introduction import card_of, expect_said, introduction, read_introduction
+from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
@@ -19,6 +17,7 @@ from fedkd.learner.base import ClientCard
 from fedkd.strategy import Strategy
 
 LOG = logging.getLogger("fedkd")
+_LONGEST_REASON = 20_000  # characters of a client's traceback that are kept, the last ones
 
 
 @dataclass(frozen=True)
@@ -55,35 +54,12 @@ class Participant:
         )
 
 
-def card_of(federation: Federation, key: str) -> ClientCard:
-    """Return what the server may know of a client."""
-    holding = federation.holdings[key]
-    teacher_view = federation.experiment.federation.teacher_view
-    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
-
-
-def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
-    """Return what an honest client says of itself: client and server make it from the same experiment."""
-    card, holding = card_of(federation, key), federation.holdings[key]
-    counts = federation.dataset.labels[holding.train].bincount(minlength=len(federation.classes))
-    return {
-        "client": card.key,
-        "architecture": card.architecture,
-        "view": card.view,
-        "num-samples": card.num_samples,
-        "label-counts": counts.tolist(),
-        "models": len(strategy.client_models(card)),
-        "public-set": federation.public_digest,
-        "version": fedkd.__version__,
-        "code": source_digest(type(strategy)),
-    }
-
-
 def read_roster(replies: Iterable[Message], federation: Federation, strategy: Strategy) -> dict[str, Participant]:
     """Return the participants by key, in sorted order.
 
     A client takes no part, and a warning says why, if it failed, is none of the federation's, holds another public set
-    or runs other code; of two nodes with one client's name neither does.
+    or runs other code; of two nodes with one client's name neither does. In a simulation the server knows what each
+    client holds; where clients bring their own samples, it takes what a client says, if that is possible at all.
 
     Args:
         replies: to the server's hello.
@@ -91,48 +67,72 @@ def read_roster(replies: Iterable[Message], federation: Federation, strategy: St
         strategy: the server's.
 
     Raises:
-        RunError: nobody can take part.
+        RunError: nobody can take part, or fewer than must.
     """
-    nodes: dict[int, str] = {}
+    settings = federation.experiment.federation
+    own = settings.partition == "own"
+    nodes: dict[int, Participant] = {}
     refused: dict[str, None] = {}  # each reason once, in order
     for message in replies:
         node = message.metadata.src_node_id
         try:
             if node not in nodes:
-                nodes[node] = _read_key(message, federation, strategy)
+                nodes[node] = _read(message, federation, strategy)
         except KnowledgeError as error:
             refused[str(error)] = None
-    names = Counter(nodes.values())
+    names = Counter(participant.card.key for participant in nodes.values())
     for key in sorted(key for key, count in names.items() if count > 1):
         refused[f"{key}: expected one client of this name, found {names[key]}; give each its own."] = None
     for reason in refused:
         LOG.warning("a client takes no part: %s", reason)
-    roster = {key: _participant(federation, strategy, key, n) for n, key in nodes.items() if names[key] == 1}
-    if not roster:
+    found = sorted(nodes.values(), key=lambda participant: participant.card.key)
+    roster = {participant.card.key: participant for participant in found if names[participant.card.key] == 1}
+    fewest = settings.min_clients or (settings.clients if own else 1)
+    if len(roster) < fewest:
         causes = "\n".join(refused) or "none answered the server's hello; are any running?"
-        raise RunError(f"no client can take part.\n{causes}")
-    return dict(sorted(roster.items()))
+        few = f"only {len(roster)} of at least {fewest} clients can take part" if roster else "no client can take part"
+        raise RunError(f"{few}.\n{causes}")
+    return roster
 
 
-def _read_key(message: Message, federation: Federation, strategy: Strategy) -> str:
+def described(roster: Mapping[str, Participant]) -> list[str]:
+    """Return a line about each participant: key, architecture, view and samples."""
+    width = max(map(len, roster), default=0)
+    return [
+        f"{key:{width}}  {card.architecture}, {card.view}, {card.num_samples} samples"
+        for key, card in ((key, participant.card) for key, participant in roster.items())
+    ]
+
+
+def _read(message: Message, federation: Federation, strategy: Strategy) -> Participant:
+    """Return the participant that an answer to the hello is from.
+
+    Raises:
+        KnowledgeError: it cannot take part; the message says why.
+    """
     if message.has_error():
-        raise KnowledgeError(f"it failed before round one:\n{(message.error.reason or '').strip()}")
-    header = header_of(message.content)
+        raise KnowledgeError(f"it failed before round one:\n{(message.error.reason or '').strip()[-_LONGEST_REASON:]}")
+    header, node = header_of(message.content), message.metadata.src_node_id
+    if federation.experiment.federation.partition == "own":
+        said = read_introduction(header, federation, strategy)
+        participant = Participant(said.card, node, said.label_counts, said.missing, said.models)
+    else:
+        key = _expect_known(header, federation, strategy)
+        expected = introduction(federation, strategy, key)
+        missing = federation.holdings[key].missing
+        participant = Participant(card_of(federation, key), node, expected["label-counts"], missing, expected["models"])
+    expect_records(message.content, HEADER)
+    expect_sealed(header)
+    return participant
+
+
+def _expect_known(header: Header, federation: Federation, strategy: Strategy) -> str:
+    """Return the key of a client of a simulation, which says just what the server knows of it."""
     key = header.get("client")
     if not isinstance(key, str) or key not in federation.holdings:
         raise KnowledgeError(f"the federation has no client {key!r:.80}")
-    for name, expected in introduction(federation, strategy, key).items():
-        if header.get(name) != expected:
-            raise KnowledgeError(
-                f"{key}: {name}: expected {expected!r:.80} as the server has it, found {header.get(name)!r:.80}"
-            )
+    expect_said(key, header, introduction(federation, strategy, key))
     return key
-
-
-def _participant(federation: Federation, strategy: Strategy, key: str, node_id: int) -> Participant:
-    said = introduction(federation, strategy, key)
-    missing = federation.holdings[key].missing
-    return Participant(card_of(federation, key), node_id, said["label-counts"], missing, said["models"])
 
 
 def _below(scores: Mapping[str, float], prefix: str) -> Scores:

@@ -17,7 +17,7 @@ import fedkd
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run
 from fedkd.app.source_digest import source_digest
-from fedkd.app.state import write_atomically
+from fedkd.app.state import RUN_ID, new_run_id, write_atomically
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import UserError
@@ -28,7 +28,7 @@ from fedkd.strategy.registry import find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
-ROUNDS, CHECKPOINTS = "rounds.jsonl", "checkpoints"
+ROUNDS, CHECKPOINTS, RUN = "rounds.jsonl", "checkpoints", "run-id"
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets")
 
 
@@ -68,6 +68,21 @@ class RunFolder:
         if kept != content:
             write_atomically(path / ROUNDS, kept)
         return folder
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run, under which clients elsewhere keep their states; the same one when the run is gone on with.
+
+        Raises:
+            UserError: the file that holds it holds something else.
+        """
+        path = self.path / RUN
+        if not path.exists():
+            self._write(RUN, f"{new_run_id()}\n")
+        found = path.read_text(encoding="utf-8", errors="replace").strip()
+        if not RUN_ID.fullmatch(found):
+            raise UserError(f"{path}: expected the name of the run, found {found!r:.80}; start the run again.")
+        return found
 
     def add_round(self, record: RoundRecord) -> None:
         """Append a finished round: it is on the disk before the checkpoint that says so."""
@@ -219,7 +234,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
 
 def experiment_digest(experiment: Experiment) -> str:
     """Return the SHA-256 of all that an experiment decides about a run's results, and nothing of where it is run."""
-    where = {"workers", "address", "gpus_per_worker", "timeout", "checkpoint_every"}
+    where = {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"}
     return hashlib.sha256(experiment.model_dump_json(exclude={"engine": where}).encode()).hexdigest()
 
 

@@ -16,11 +16,12 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd import metrics, seeding
+from fedkd.app import refusals
 from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import EVALUATE, HELLO, TRAIN, has_ensemble
 from fedkd.app.history import ClientRecord, Metrics, RoundRecord
-from fedkd.app.roster import Participant, read_roster
-from fedkd.app.state import digest, flatten
+from fedkd.app.roster import Participant, described, read_roster
+from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.validation import Claim, Expectation, read_evaluation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes
 from fedkd.config import Experiment
@@ -47,10 +48,17 @@ class ServerSide:
         server: models and state, as the strategy sees them.
         digest: state digest of the run so far, chained from round to round.
         versions: round of the last reply that counts, by client key: the version of that client's state.
+        run_id: name of the run, under which clients keep their states.
+        refused: number of replies of this round that did not count, by reason.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        """Load the public data and the strategy, and refuse an experiment that the strategy cannot run."""
+    def __init__(self, experiment: Experiment, run_id: str = "") -> None:
+        """Load the public data and the strategy, and refuse an experiment that the strategy cannot run.
+
+        Args:
+            experiment: what is run.
+            run_id: name of the run that is gone on with; a new one without.
+        """
         seeding.pin_threads(experiment.engine.threads)
         ensure_task_identity()
         self.experiment = experiment
@@ -65,6 +73,9 @@ class ServerSide:
         self._common: Knowledge | None = None
         self.versions: dict[str, int] = {}
         self._state_digests: dict[str, str] = {}
+        self.run_id = run_id or new_run_id()
+        self.refused: dict[str, int] = {}
+        self._evaluated: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._received: dict[str, int] = {}
 
@@ -85,6 +96,8 @@ class ServerSide:
             RunError: nobody can take part.
         """
         self.roster = read_roster(replies, self.federation, self.strategy)
+        for line in described(self.roster):
+            LOG.info("takes part: %s", line)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
         with self._server_half("setup"):
             self.server.start_students(self.strategy.server_model)
@@ -103,15 +116,14 @@ class ServerSide:
         """Start a round: draw the participants, and send each what it is to learn from."""
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
         messages: list[Message] = []
-        self._sent = {}
+        self._sent, self.refused = {}, {}
         packed: Packed = {}
         for key in self._participants(round_):
             with self._server_half(f"download {key}"):
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
                 if download is not None:
                     expect_payload("download", download, self.strategy.card.down)
-            header = {"round": round_, "client": key, "version": self.versions.get(key, 0)}
-            messages.append(self._message(self.roster[key].node_id, TRAIN, header, download, packed))
+            messages.append(self._message(self.roster[key].node_id, TRAIN, self._header(key), download, packed))
             _count(self._sent, download, messages[-1])
         return messages
 
@@ -138,7 +150,8 @@ class ServerSide:
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
         received, sent = dict(self._received), dict(self._sent)
-        return RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest)
+        refused = dict(self.refused)
+        return RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest, refused=refused)
 
     def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
         accepted: dict[str, Claim] = {}
@@ -147,6 +160,7 @@ class ServerSide:
         for message in replies:
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in accepted:
+                self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
                 LOG.warning(
                     "round %d: a reply that nobody asked for, or a second one, is not counted", self.server.round
                 )
@@ -154,6 +168,7 @@ class ServerSide:
             try:
                 accepted[key] = read_reply(message, self._expectation(key))
             except KnowledgeError as error:
+                self._refuse(self._reason(message, TRAIN, key))
                 failed[key] = str(error)
                 LOG.warning(
                     "round %d: %s does not count in this round: %s", self.server.round, key, str(error).splitlines()[-1]
@@ -190,11 +205,7 @@ class ServerSide:
     def evaluate_messages(self) -> list[Message]:
         """Ask every client that has a model how good it is."""
         return [
-            self._message(
-                participant.node_id,
-                EVALUATE,
-                {"round": self.server.round, "client": key, "version": self.versions.get(key, 0)},
-            )
+            self._message(participant.node_id, EVALUATE, self._header(key))
             for key, participant in self.roster.items()
             if participant.models
         ]
@@ -219,17 +230,20 @@ class ServerSide:
         for message in replies:
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in rows:
+                self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
                 LOG.warning("round %d: an evaluation that nobody asked for is not counted", self.server.round)
                 continue
             try:
                 scores, outputs = read_evaluation(message, key, self.server.round, shape)
             except KnowledgeError as error:
+                self._refuse(self._reason(message, EVALUATE, key))
                 failed[key] = str(error)
                 LOG.warning(
                     "round %d: %s could not be evaluated: %s", self.server.round, key, str(error).splitlines()[-1]
                 )
                 continue
             rows[key] = self.roster[key].record(scores)
+            self._evaluated[key] = self.server.round
             failed.pop(key, None)
             if outputs is not None:
                 logits[key] = outputs
@@ -259,7 +273,7 @@ class ServerSide:
 
     @property
     def _truth(self) -> Tensor:
-        return self.federation.dataset.labels[self.federation.splits.test]
+        return self.federation.labels(self.federation.splits.test)
 
     # -- what lasts -----------------------------------------------------------------------------------------------
 
@@ -321,6 +335,19 @@ class ServerSide:
         nodes = {participant.node_id: key for key, participant in self.roster.items()}
         return {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
 
+    def _header(self, key: str) -> dict[str, Any]:
+        """Return what a client must know: the round, and the state that it is to start from."""
+        state = self._state_digests.get(key, "")
+        return {"round": self.server.round, "client": key, "version": self.versions.get(key, 0), "state": state}
+
+    def _reason(self, message: Message, phase: str, key: str) -> str | None:
+        counted = {TRAIN: self.versions.get(key, 0), EVALUATE: self._evaluated.get(key, 0)}
+        return refusals.reason_of(message, phase, self.server.round, counted)
+
+    def _refuse(self, reason: str | None) -> None:
+        if reason is not None:
+            self.refused[reason] = self.refused.get(reason, 0) + 1
+
     def _message(
         self,
         node_id: int,
@@ -330,7 +357,7 @@ class ServerSide:
         packed: Packed | None = None,
     ) -> Message:
         try:
-            records = pack(header, knowledge, packed, self._down)
+            records = pack({"run": self.run_id, **header}, knowledge, packed, self._down)
         except KnowledgeError as error:
             what = f"round {self.server.round}: what the clients are to receive cannot be coded: {error}"
             raise RunError(f"{what}; change communication.down.") from error

@@ -8,6 +8,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,9 +19,11 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from fedkd.errors import UserError
 from fedkd.learner.model import Model
 
 _CODES = {
@@ -30,7 +34,14 @@ _CODES = {
 """Names of types in safetensors files."""
 
 State = dict[str, Tensor]
+RUN_ID = re.compile("[0-9a-f]{32}")
+"""Name of a run: ours, since Flower gives a run that is gone on with another number."""
 S = TypeVar("S")
+
+
+def new_run_id() -> str:
+    """Return a name that no other run has."""
+    return secrets.token_hex(16)
 
 
 def flatten(models: Mapping[str, Model], state: Mapping[str, Tensor]) -> State:
@@ -98,9 +109,19 @@ class FolderStates:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str, version: int) -> State | None:
-        """Read a client's state, and forget what no message can ask for any more."""
-        state = from_bytes(self._path(key, version).read_bytes()) if version else None
+    def get(self, key: str, version: int, expected: str = "") -> State | None:
+        """Read a client's state, and forget what no message can ask for any more.
+
+        Args:
+            key: the client's name.
+            version: of the state.
+            expected: the SHA-256 of the state that the server knows; not compared if empty.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            UserError: the file is damaged, or holds another state.
+        """
+        state = _read(self._path(key, version), expected) if version else None
         for path in self._folder.glob(f"{key}.*.safetensors"):
             if int(path.name.split(".")[-2]) < version:
                 path.unlink(missing_ok=True)
@@ -112,6 +133,18 @@ class FolderStates:
 
     def _path(self, key: str, version: int) -> Path:
         return self._folder / f"{key}.{version}.safetensors"
+
+
+def _read(path: Path, expected: str) -> State:
+    content = path.read_bytes()
+    try:
+        state = from_bytes(content)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: expected a client's state, found a damaged file: {error}; restore it.") from error
+    if expected and digest(state) != expected:
+        what = f"expected the state that the server knows (SHA-256 {expected:.12}...)"
+        raise UserError(f"{path}: {what}, found another one: the file is damaged or not of this run; restore it.")
+    return state
 
 
 def to_bytes(state: Mapping[str, Tensor]) -> bytes:

@@ -12,7 +12,17 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedkd import metrics
-from fedkd.app.wire import EXTRA, Header, header_of, knowledge_of, to_tensors
+from fedkd.app.wire import (
+    EXTRA,
+    HEADER,
+    PAYLOAD,
+    Header,
+    expect_records,
+    expect_sealed,
+    header_of,
+    knowledge_of,
+    to_tensors,
+)
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
 from fedkd.knowledge.codecs import Codec
 from fedkd.strategy.base import Payload, payload_type
@@ -21,6 +31,7 @@ SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torc
 """Names of what is measured of a model."""
 LARGEST_SCORE = {"accuracy": 1.0, "ece": 1.0, "brier": 2.0, "nll": 1e30, "entropy": 1e3}
 """What no honest score exceeds; a diverged model may have NaN."""
+_LONGEST_REASON = 20_000  # characters of a client's traceback that are kept, the last ones
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ def read_reply(message: Message, expected: Expectation) -> Claim:
             knowledge.check(expected.contract)
             _check_width(knowledge, expected.dtype)
             _check_weight(knowledge, expected.num_samples)
+        _expect_whole(message, header, *([] if knowledge is None else [PAYLOAD]))
         return Claim(knowledge, state, steps)
 
 
@@ -111,6 +123,7 @@ def read_evaluation(
         header = _checked_header(message, client, round_)
         scores = _checked_scores(header)
         if rows is None:
+            _expect_whole(message, header)
             return scores, None
         record = message.content.get(EXTRA)
         if not isinstance(record, ArrayRecord):
@@ -119,6 +132,7 @@ def read_evaluation(
         if tuple(logits.shape) != rows or not logits.is_floating_point():
             found = f"{logits.dtype} of shape {tuple(logits.shape)}"
             raise KnowledgeError(f"evaluation: expected floating-point logits of shape {rows}, found {found}")
+        _expect_whole(message, header, EXTRA)
         return scores, logits if torch.isfinite(logits).all() else None
 
 
@@ -130,16 +144,23 @@ def _blamed_on_the_sender() -> Iterator[None]:
     except KnowledgeError:
         raise
     except Exception as error:
-        raise KnowledgeError(f"reply: it cannot be read: {type(error).__name__}: {error}") from error
+        raise KnowledgeError(f"reply: it cannot be read: {type(error).__name__}: {error!s:.500}") from error
 
 
 def _checked_header(message: Message, client: str, round_: int) -> Header:
     if message.has_error():
-        raise KnowledgeError((message.error.reason or "").strip() or "the client failed without saying why")
+        reason = (message.error.reason or "").strip() or "the client failed without saying why"
+        raise KnowledgeError(reason[-_LONGEST_REASON:])
     header = header_of(message.content)
     _expect_equal(header, "client", client)
     _expect_equal(header, "round", round_)
     return header
+
+
+def _expect_whole(message: Message, header: Header, *names: str) -> None:
+    """Refuse a reply that something was added to, or whose header was changed on the way."""
+    expect_records(message.content, HEADER, *names)
+    expect_sealed(header)
 
 
 def _expect_equal(header: Header, name: str, expected: str | int) -> None:
@@ -152,7 +173,7 @@ def _checked_scores(header: Header) -> dict[str, float]:
     scores = {name: value for name, value in header.items() if "/" in name and isinstance(value, float)}
     global_, local = ({f"{whose}/{name}" for name in SCORES} for whose in ("global", "local"))
     if set(scores) not in (global_, global_ | local):
-        raise KnowledgeError(f"evaluation: expected the scores {sorted(SCORES)}, found {sorted(scores)}")
+        raise KnowledgeError(f"evaluation: expected the scores {sorted(SCORES)}, found {sorted(scores)!s:.200}")
     for name, value in scores.items():
         largest = LARGEST_SCORE.get(name.partition("/")[2], math.inf)
         diverged = math.isnan(value) and not name.endswith("/accuracy")  # which counts a row with NaN as wrong

@@ -3,8 +3,12 @@
 A message holds a header (one ConfigRecord) and, if anything travels, the payload's flat form (one ArrayRecord). All
 tensors of a payload are one array, whose bytes are a safetensors file: it knows every type of torch, its reader checks
 what it claims, and a message of many tensors costs no more than one of few. Between our own grids no bytes are made.
+
+The bytes end with their SHA-256, and so does the header, as its field ``seal``: what was damaged on the way, or put
+together wrongly, is noticed. Neither proves who sent it; that is what TLS and the authentication of nodes are for.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, final
@@ -20,12 +24,14 @@ from fedkd.knowledge.codecs import Codec, decode_knowledge, encode_knowledge
 
 HEADER, PAYLOAD, EXTRA = "header", "payload", "extra"
 TENSORS: Final = "tensors"
-FORMAT: Final = "safetensors"
+FORMAT: Final = "safetensors+sha256"
+SEAL: Final = "seal"
 
 _LENGTH = 8
 """Bytes that say how long the header of a safetensors file is."""
+_CHECKSUM = hashlib.sha256().digest_size
 
-Header = dict[str, str | int | float | bool | list[int]]
+Header = dict[str, str | int | float | bool | list[int] | list[str]]
 
 
 Packed = dict[tuple[tuple[str, int], ...], tuple[dict[str, Tensor], ArrayRecord]]
@@ -50,14 +56,42 @@ def pack(
         KnowledgeError: the payload cannot be coded.
     """
     if knowledge is None:
-        return RecordDict({HEADER: ConfigRecord({**header, "kind": ""})})
-    config = ConfigRecord({**header, "kind": type(knowledge).__name__})
+        return RecordDict({HEADER: _sealed({**header, "kind": ""})})
+    config = _sealed({**header, "kind": type(knowledge).__name__})
     tensors = knowledge.to_tensors()
     identity = tuple((name, id(tensor)) for name, tensor in tensors.items())
     packed = {} if packed is None else packed
     if identity not in packed:
         packed[identity] = tensors, to_arrays(encode_knowledge(codecs, knowledge) if codecs else tensors)
     return RecordDict({HEADER: config, PAYLOAD: packed[identity][1]})
+
+
+def _sealed(header: Mapping[str, Any]) -> ConfigRecord:
+    return ConfigRecord({**header, SEAL: _seal(header)})
+
+
+def _seal(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(header.items())).encode()).hexdigest()
+
+
+def expect_sealed(header: Header) -> None:
+    """Refuse a header that is not as its sender made it.
+
+    Raises:
+        KnowledgeError: the seal is that of another one, or is missing.
+    """
+    if header.get(SEAL) != _seal({name: value for name, value in header.items() if name != SEAL}):
+        raise KnowledgeError("message: expected a header that is as it was sent, found one that is not; send it again")
+
+
+def expect_records(records: RecordDict, *names: str) -> None:
+    """Refuse a message with other records than these.
+
+    Raises:
+        KnowledgeError: one is missing, or there is another one.
+    """
+    if set(records) != set(names):
+        raise KnowledgeError(f"message: expected the records {sorted(names)}, found {sorted(records)!s:.200}")
 
 
 def header_of(records: RecordDict) -> Header:
@@ -68,7 +102,7 @@ def header_of(records: RecordDict) -> Header:
     """
     record = records.get(HEADER)
     if not isinstance(record, ConfigRecord):
-        raise KnowledgeError(f"message: expected a record named {HEADER!r}, found {sorted(records)}")
+        raise KnowledgeError(f"message: expected a record named {HEADER!r}, found {sorted(records)!s:.200}")
     return dict(record)  # type: ignore[arg-type]
 
 
@@ -79,8 +113,8 @@ def number(header: Header, name: str) -> int:
         KnowledgeError: there is none of that name.
     """
     value = header.get(name)
-    if not isinstance(value, int):
-        raise KnowledgeError(f"{name}: expected a whole number, found {value!r}")
+    if type(value) is not int:
+        raise KnowledgeError(f"{name}: expected a whole number, found {value!r:.80}")
     return value
 
 
@@ -99,7 +133,9 @@ def knowledge_of(records: RecordDict, codecs: Sequence[Codec] = ()) -> Knowledge
         return None
     record = records.get(PAYLOAD)
     if not isinstance(record, ArrayRecord):
-        raise KnowledgeError(f"message: expected a record named {PAYLOAD!r} for a payload of kind {name!r}, found none")
+        raise KnowledgeError(
+            f"message: expected a record named {PAYLOAD!r} for a payload of kind {name!r:.80}, found none"
+        )
     return decode_knowledge(codecs, str(name), to_tensors(record))
 
 
@@ -111,7 +147,7 @@ def payload_bytes(records: RecordDict) -> int:
         return 0
     if isinstance(array, TensorArray):
         return sum(tensor.nbytes for tensor in array.tensors.values())
-    return len(array.data) - _LENGTH - int.from_bytes(array.data[:_LENGTH], "little")
+    return len(array.data) - _LENGTH - int.from_bytes(array.data[:_LENGTH], "little") - _CHECKSUM
 
 
 @final
@@ -132,8 +168,9 @@ class TensorArray(Array):
 
     @cached_property
     def data(self) -> bytes:  # type: ignore[override]
-        """The bytes of a safetensors file."""
-        return to_bytes(self.tensors)
+        """The bytes of a safetensors file, and their SHA-256."""
+        content = to_bytes(self.tensors)
+        return content + hashlib.sha256(content).digest()
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -188,8 +225,14 @@ def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     if isinstance(array, TensorArray):
         # Copies, as the bytes would be: whatever the receiver does to them is nobody else's concern.
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in array.tensors.items()}
+    content, checksum = array.data[:-_CHECKSUM], array.data[-_CHECKSUM:]
+    if (array.dtype, tuple(array.shape)) != ("uint8", (len(array.data),)):
+        found = f"{array.dtype!s:.20} of shape {tuple(array.shape)!s:.60}"
+        raise KnowledgeError(f"payload: expected {len(array.data)} bytes (uint8), found {found}")
     try:
-        return from_bytes(array.data)
+        if hashlib.sha256(content).digest() != checksum:
+            raise ValueError("its SHA-256 is another one")
+        return from_bytes(content)
     except Exception as error:  # a damaged array has many ways to fail, and each is its sender's fault
         reason = f"{type(error).__name__}: {error}"
-        raise KnowledgeError(f"payload: expected tensors as {FORMAT}, found something else: {reason}") from error
+        raise KnowledgeError(f"payload: expected tensors as safetensors, found something else: {reason}") from error

@@ -18,7 +18,7 @@ from fedkd.data import sources
 from fedkd.data.holdings import Holding, deal, views_of
 from fedkd.data.samples import Samples
 from fedkd.data.sources import DataSet
-from fedkd.data.splits import Splits, split
+from fedkd.data.splits import Splits, commons, split
 from fedkd.data.views import present, shape
 from fedkd.data.views import view as view_of
 from fedkd.errors import UserError, unknown
@@ -31,13 +31,14 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": tor
 
 @dataclass(frozen=True)
 class Federation:
-    """All parties of a simulated federation.
+    """All parties of a simulated federation; of a real one, what one party sees of it.
 
     Attributes:
         experiment: what it was built from.
-        dataset: all samples.
+        dataset: all samples; in a real federation the shared ones, at a client's node its own as well.
         splits: train (dealt out to clients), public, validation, test.
-        holdings: what each client holds, by key, in sorted order.
+        holdings: what each client holds, by key, in sorted order; in a real federation nobody's at the server, and at
+            a node its client's alone.
     """
 
     experiment: Experiment
@@ -77,8 +78,13 @@ class Federation:
         All that ask share them, so torch refuses to change them in place: they are inference tensors.
         """
         with torch.inference_mode():
-            inputs = view_of(self.dataset, view)[ids].to(self.like)
-            return Samples(ids, inputs, {"labels": self.dataset.labels[ids].to(inputs.device)} if labels else {})
+            rows = self.dataset.rows(ids)
+            inputs = view_of(self.dataset, view)[rows].to(self.like)
+            return Samples(ids, inputs, {"labels": self.dataset.labels[rows].to(inputs.device)} if labels else {})
+
+    def labels(self, ids: Tensor) -> Tensor:
+        """Return the labels of the samples with these ids, int64, shape ``(N,)``."""
+        return self.dataset.labels[self.dataset.rows(ids)]
 
     def private(self, key: str) -> Samples:
         """Return a client's training samples in its own view, with labels."""
@@ -129,10 +135,11 @@ class Federation:
         """SHA-256 of the public-set contract: ordered ids, content, class list, and the labels if they are public."""
         digest = hashlib.sha256(repr(self.classes).encode())
         digest.update(self.splits.public.numpy().tobytes())
+        rows = self.dataset.rows(self.splits.public)
         for name in sorted(self.dataset.views):
-            digest.update(name.encode() + self.dataset.views[name][self.splits.public].contiguous().numpy().tobytes())
+            digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
         if self.experiment.data.public_labels:
-            digest.update(self.dataset.labels[self.splits.public].numpy().tobytes())
+            digest.update(self.dataset.labels[rows].numpy().tobytes())
         return digest.hexdigest()
 
     def _held(self, key: str, split: str) -> Samples:
@@ -157,7 +164,12 @@ def build(experiment: Experiment) -> Federation:
         UserError: the data cannot be divided as the experiment asks.
     """
     dataset = sources.load(experiment.data.name, experiment.data.root, download=experiment.data.download)
-    return _build(experiment.model_dump_json(include={"seed", "data", "federation", "train"}), dataset)
+    return _build(key_of(experiment), dataset)
+
+
+def key_of(experiment: Experiment) -> str:
+    """Return all of an experiment that decides a federation, as JSON text."""
+    return experiment.model_dump_json(include={"seed", "data", "federation", "train"})
 
 
 @lru_cache(maxsize=2)
@@ -173,4 +185,6 @@ def _build(text: str, dataset: DataSet) -> Federation:
         if name not in views:
             raise unknown("view", name, views, where="federation.missing")
     splits = split(experiment, dataset, complete=present(dataset, "+".join(views)))
+    if experiment.federation.partition == "own":
+        return Federation(experiment, *commons(experiment, dataset, splits), {})
     return Federation(experiment, dataset, splits, deal(experiment, dataset, splits.train))

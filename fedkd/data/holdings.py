@@ -56,32 +56,48 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
     Raises:
         UserError: the samples cannot be divided as the experiment asks.
     """
-    settings = experiment.federation
+    settings, rows = experiment.federation, dataset.rows(train)
     shards = partition(
-        dataset.labels[train],
+        dataset.labels[rows],
         clients=settings.clients,
         scheme=settings.partition,
         seed=seeding.derive_seed(experiment.seed, "partition"),
         alpha=settings.alpha,
         classes_per_client=settings.classes_per_client,
         min_samples=settings.min_samples,
-        groups=None if dataset.groups is None else dataset.groups[train],
+        groups=None if dataset.groups is None else dataset.groups[rows],
     )
     there = {name: present(dataset, name) for name in views_of(experiment)}
     width = len(str(settings.clients - 1))
     holdings: dict[str, Holding] = {}
     for number, shard in enumerate(shards):
         key = f"client-{number:0{width}d}"
-        source = seeding.generator(experiment.seed, "local test", key)
-        shuffled = train[shard[torch.randperm(len(shard), generator=source)]]
-        tested = 0 if experiment.data.split_by == "group" else round(experiment.data.local_test * len(shuffled))
-        test, dealt = shuffled[:tested].sort().values, shuffled[tested:].sort().values
+        test, dealt = local_split(experiment, key, train[shard])
         architecture = settings.architectures[number % len(settings.architectures)]
         view = settings.views[number % len(settings.views)]
         lacking = _lacking(experiment, key, dealt)
-        having = {name: _having(dealt, name, there[name], lacking) for name in views_of(experiment, view)}
-        holdings[key] = Holding(key, architecture, view, having[view], test[there[view][test]], having, len(dealt))
+        held = {name: there[name][dataset.rows(dealt)] for name in views_of(experiment, view)}
+        having = {name: _having(dealt, name, held[name], lacking) for name in held}
+        tested = test[there[view][dataset.rows(test)]]
+        holdings[key] = Holding(key, architecture, view, having[view], tested, having, len(dealt))
     return holdings
+
+
+def local_split(experiment: Experiment, key: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a client's own test split, by the experiment's seed and the client's key.
+
+    Args:
+        experiment: says how many samples are taken; none where the splits take whole owners.
+        key: the client's name.
+        ids: of its samples, int64, shape ``(N,)``, ascending.
+
+    Returns:
+        The ids to test on, and those to train on, ascending.
+    """
+    source = seeding.generator(experiment.seed, "local test", key)
+    shuffled = ids[torch.randperm(len(ids), generator=source)]
+    tested = 0 if experiment.data.split_by == "group" else round(experiment.data.local_test * len(shuffled))
+    return shuffled[:tested].sort().values, shuffled[tested:].sort().values
 
 
 def views_of(experiment: Experiment, *held: str) -> tuple[str, ...]:
@@ -108,7 +124,7 @@ def _lacking(experiment: Experiment, key: str, dealt: Tensor) -> dict[str, Tenso
 
 def _having(dealt: Tensor, view: str, there: Tensor, lacking: Mapping[str, Tensor]) -> Tensor:
     """Return the ids of the samples that have a view: of several joined, all of them."""
-    ids = dealt[there[dealt]]
+    ids = dealt[there]
     for part in parts(view):
         if part in lacking:
             ids = ids[~torch.isin(ids, lacking[part])]

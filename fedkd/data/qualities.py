@@ -3,6 +3,7 @@
 Each is a pure function from rows ``(N, ...)`` to as many rows, and no row depends on the others.
 """
 
+import hashlib
 import io
 import math
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from fedkd import seeding
 
 Bytes = NDArray[np.uint8]
 
@@ -75,6 +78,15 @@ def quantised(images: Tensor, bits: int) -> Tensor:
     """
     steps = 2**bits - 1
     return images.clamp(0, 1).mul(steps).round().div(steps)
+
+
+def noisy_by_content(values: Tensor, deviation: float, purpose: str) -> Tensor:
+    """Return rows ``(N, ...)`` with Gaussian noise added, which a row's content and a purpose alone decide."""
+    noise = torch.empty_like(values)
+    for row, into in zip(values.contiguous(), noise, strict=True):
+        content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
+        into.normal_(generator=seeding.generator(0, "noise", purpose, content))
+    return values + deviation * noise
 
 
 def noisy(values: Tensor, deviation: float, source: torch.Generator) -> Tensor:

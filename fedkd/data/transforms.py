@@ -30,14 +30,14 @@ class Place:
         base: the base view, shape ``(N, ...)``.
         shape: of one sample that reaches the transform.
         rate: samples per second; None if unknown, or if the last axis is not one of samples.
-        digest: of the data set.
+        digest: of the data set, which decides what noise is drawn; None: the content of each sample does.
     """
 
     name: str
     base: Tensor
     shape: tuple[int, ...]
     rate: float | None
-    digest: str
+    digest: str | None
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ def _bits(place: Place, number: float) -> tuple[Rows, None]:
 
 def _noise(place: Place, number: float) -> tuple[Rows, float | None]:
     """Draw from what the noise is for, so that every process that holds the data gets the same."""
+    if place.digest is None:
+        return partial(qualities.noisy_by_content, deviation=number, purpose=place.name), place.rate
     source = seeding.generator(0, "noise", place.name, place.digest)
     return partial(qualities.noisy, deviation=number, source=source), place.rate
 

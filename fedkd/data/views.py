@@ -111,7 +111,9 @@ def _values(dataset: DataSet, part: Part) -> Tensor:
 
 def _bound(dataset: DataSet, part: Part) -> Rows:
     base = _base(dataset, part)
-    return bind(Place(part.base, base, tuple(base.shape[1:]), _rate(dataset, part), dataset.digest), part.steps)
+    # Parties that each hold a part of the samples agree on the noise of those that they share.
+    source = dataset.digest if dataset.given_ids is None else None
+    return bind(Place(part.base, base, tuple(base.shape[1:]), _rate(dataset, part), source), part.steps)
 
 
 def _base(dataset: DataSet, part: Part) -> Tensor:

@@ -1,6 +1,7 @@
 """``fedkd deploy ...`` and ``fedkd doctor``."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,23 @@ def renew(folder: DEPLOYMENT, days: DAYS = 365) -> None:
     typer.echo(
         f"{where / 'server.crt'}, {where / 'server.key'}: valid until {end:%Y-%m-%d}; bring both to the SuperLink"
     )
+
+
+@deploy.command()
+def split(
+    file: Annotated[Path, typer.Argument(help="experiment file (TOML)", show_default=False)],
+    out: Annotated[Path, typer.Option(help="new folder for the files", show_default=False)],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a key, e.g. federation.clients=4")
+    ] = None,
+) -> None:
+    """Divide a simulation into files for a deployment: the commons, each client's samples, and the experiment."""
+    from fedkd import config
+    from fedkd.data.dividing import EXPERIMENT, divide
+
+    for key, path in divide(config.load(file, set_ or []), out).items():
+        typer.echo(f"{key}  flower-supernode --node-config {shlex.quote(str(path))} ...")
+    typer.echo(f"experiment  {out / EXPERIMENT}")
 
 
 @deploy.command()

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.app.client import FAILED
 from fedkd.app.state import MemoryStates, State
 from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
@@ -103,8 +102,3 @@ def units(tasks: Unit[S], experiment: Experiment) -> list[Unit[S]]:
     """Divide tasks into units that one worker runs at a time: the chunks of the plan."""
     by_key = {task[1]: task for task in tasks}
     return [[by_key[key] for key in chunk] for cohort in plan(experiment, by_key) for chunk in cohort.chunks]
-
-
-def failure(message: Message, reason: str) -> Message:
-    """Return the reply of a client that could not be run."""
-    return Message(Error(code=FAILED, reason=reason), reply_to=message)

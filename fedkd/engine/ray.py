@@ -23,12 +23,12 @@ from flwr.app import ArrayRecord, Message
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from torch import Tensor
 
-from fedkd.app.client import TRAIN, ClientSide, ClientTask
+from fedkd.app.client import TRAIN, ClientSide, ClientTask, failure
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.columns import Columns, as_columns, as_rows
-from fedkd.engine.grid import SimulationGrid, Unit, failure
+from fedkd.engine.grid import SimulationGrid, Unit
 from fedkd.errors import RunError, UserError
 
 LOG = logging.getLogger("fedkd")

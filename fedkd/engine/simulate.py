@@ -12,8 +12,8 @@ import torch
 
 from fedkd.app.checkpoint import Checkpoints, Snapshot
 from fedkd.app.client import client_models
+from fedkd.app.introduction import card_of
 from fedkd.app.loop import OnRound, Start, run
-from fedkd.app.roster import card_of
 from fedkd.app.run_folder import CHECKPOINTS, RunFolder, locked
 from fedkd.app.state import State
 from fedkd.config import Experiment
@@ -96,6 +96,10 @@ def check(experiment: Experiment) -> None:
     Raises:
         UserError: the experiment cannot be run.
     """
+    if experiment.federation.partition == "own":
+        expected = "expected a partition that a simulation can deal, such as 'dirichlet'"
+        found = "found 'own', where every client brings its samples"
+        raise UserError(f"federation.partition: {expected}, {found}; change it, or deploy the experiment.")
     federation, strategy = build(experiment), create(experiment)
     check_fits(strategy, experiment, federation)
     try:

@@ -111,5 +111,5 @@ def kind(name: str) -> type[Knowledge]:
         KnowledgeError: there is none.
     """
     if name not in KINDS:
-        raise KnowledgeError(f"kind: expected one of {', '.join(sorted(KINDS))}, found {name!r}")
+        raise KnowledgeError(f"kind: expected one of {', '.join(sorted(KINDS))}, found {name!r:.80}")
     return KINDS[name]

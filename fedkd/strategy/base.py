@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
@@ -251,7 +252,10 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
     """
     card = strategy.card
     _check_codecs(strategy, experiment)
-    cohorts = {(holding.architecture, holding.view) for holding in federation.holdings.values()}
+    settings = experiment.federation
+    own = settings.partition == "own"
+    held = [(holding.architecture, holding.view) for holding in federation.holdings.values()]
+    cohorts = set(product(settings.architectures, settings.views)) if own else set(held)
     needs = f"strategy {experiment.strategy!r} needs"
     if card.needs_public_set and not len(federation.splits.public):
         raise UserError(f"data.public: {needs} a public set, found none; set data.public above 0.")
@@ -260,6 +264,9 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
     if not card.heterogeneous_models and len(cohorts) > 1:
         found = f"found {len(cohorts)} kinds of clients"
         raise UserError(f"federation.architectures: {needs} one architecture and one view for all clients, {found}.")
+    if card.simulation_only and own:
+        found = "found 'own', where no other party has them"
+        raise UserError(f"federation.partition: {needs} all clients' samples, {found}; choose another strategy.")
     if card.simulation_only and experiment.engine.name != "local":
         raise UserError(f"engine.name: {needs} our own engine, found {experiment.engine.name!r}; set it to 'local'.")
 

@@ -10,7 +10,6 @@ from flwr.serverapp.strategy import Result as FlowerResult
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedkd import simulate
-from fedkd.app import loop
 from fedkd.app.as_flower import as_flower
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
@@ -79,8 +78,7 @@ def test_an_experiment_that_cannot_run_is_refused_at_once() -> None:
 
 
 def test_an_empty_grid_ends_the_foreign_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = Experiment(strategy="fedmd", **SMALL)
-    monkeypatch.setattr(loop, "NODES_TIMEOUT", 0.2)
+    experiment = Experiment(strategy="fedmd", **SMALL).changed(**{"engine.join_timeout": 0.2})
     grid = LocalGrid(experiment)
     monkeypatch.setattr(grid, "get_node_ids", list)
 

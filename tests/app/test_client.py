@@ -11,9 +11,9 @@ from flwr.app import Message
 
 from fedkd import losses, metrics
 from fedkd.app.client import EVALUATE, HELLO, TRAIN, ClientSide, ClientTask, Outcome, client_models, has_ensemble
-from fedkd.app.roster import introduction
+from fedkd.app.introduction import introduction
 from fedkd.app.state import State, digest, model_tensors
-from fedkd.app.wire import EXTRA, header_of, knowledge_of, pack, to_tensors
+from fedkd.app.wire import EXTRA, expect_sealed, header_of, knowledge_of, pack, to_tensors
 from fedkd.config import Experiment
 from fedkd.data.samples import Samples
 from fedkd.flower_internals import ensure_task_identity
@@ -170,7 +170,9 @@ def test_a_reply_says_who_when_and_what() -> None:
 
     knowledge = knowledge_of(outcome.reply.content)
     assert isinstance(knowledge, SoftLabels)
-    assert header_of(outcome.reply.content) == {
+    header = header_of(outcome.reply.content)
+    expect_sealed(header)
+    assert {name: value for name, value in header.items() if name != "seal"} == {
         "kind": "SoftLabels",
         "round": 1,
         "client": "client-3",
@@ -260,6 +262,7 @@ def test_hello_says_what_the_server_expects() -> None:
     header = header_of(outcome.reply.content)
     labels = side.federation.dataset.labels[side.federation.holdings["client-2"].train]
     assert header.pop("kind") == ""
+    assert header.pop("seal")
     assert header == introduction(side.federation, side.strategy, "client-2")
     assert header["label-counts"] == [int((labels == c).sum()) for c in range(10)]
     assert header["num-samples"] == len(labels) == sum(header["label-counts"])  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from fedkd import simulate
 from fedkd.app import flower
 from fedkd.app.flower import experiment_of, make_client_app, make_server_app
 from fedkd.app.run_folder import read_lines, read_models
+from fedkd.app.wire import pack
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError, UserError
@@ -111,7 +112,7 @@ def test_clients_elsewhere_keep_their_states_and_the_run_is_complete(
     assert (tmp_path / "server" / "summary.json").exists()
     assert len(read_lines(tmp_path / "server" / "clients.jsonl")) == 3
     assert read_models(tmp_path / "server") == ({}, {})
-    assert len(list((tmp_path / "client" / "states").glob("client-*.2.safetensors"))) == 3
+    assert len(list((tmp_path / "client" / "states").rglob("client-*.2.safetensors"))) == 3
 
 
 def test_a_client_that_fails_everywhere_is_named_by_the_server(tmp_path: Path) -> None:
@@ -133,6 +134,16 @@ def test_another_experiment_at_a_client_is_refused(tmp_path: Path) -> None:
     make_server_app()(nodes, server_context(run_config))
 
     assert [row["client"] for row in read_lines(tmp_path / "clients.jsonl")] == ["client-0", "client-2"]
+
+
+@pytest.mark.parametrize("number", [None, "0", -1, 3, True])
+def test_a_node_of_no_simulation_is_told_what_it_lacks(number: object, tmp_path: Path) -> None:
+    nodes = Nodes(EXPERIMENT, {"experiment": EXPERIMENT.to_toml(), "overrides": "", "out": str(tmp_path)})
+    nodes.contexts[1].node_config = {} if number is None else {"partition-id": number}  # type: ignore[dict-item]
+
+    [reply] = nodes.send_and_receive([Message(pack({"run": "0" * 32}), dst_node_id=1, message_type="query.hello")])
+
+    assert reply.error.reason.startswith("node config: expected partition-id, from 0 to 2, as a simulation gives it")
 
 
 # --- the run configuration
@@ -204,10 +215,8 @@ def test_the_entry_points_are_plain_assignments() -> None:
 def test_the_client_app_answers_each_of_our_messages(type_: str, tmp_path: Path) -> None:
     run_config = {"experiment": EXPERIMENT.to_toml(), "overrides": "", "out": str(tmp_path)}
     nodes = Nodes(EXPERIMENT, run_config)
-    from fedkd.app.wire import pack
-
     [reply] = nodes.send_and_receive(
-        [Message(pack({"round": 1, "client": "client-0"}), dst_node_id=1, message_type=type_)]
+        [Message(pack({"run": "0" * 32, "round": 1, "client": "client-0"}), dst_node_id=1, message_type=type_)]
     )
 
     assert not reply.has_error()

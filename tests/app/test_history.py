@@ -28,6 +28,7 @@ def test_a_round_is_one_json_object() -> None:
         "digest": "digest-1",
         "metrics": {"clients_global": {"accuracy": 0.5, "nll": None}, "ensemble_global": None},
         "unmeasured": {},
+        "refused": {},
     }
     assert RoundRecord(**json.loads(text)).to_json() == record.to_json()
 

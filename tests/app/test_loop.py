@@ -186,8 +186,7 @@ def test_clients_that_appear_late_are_waited_for() -> None:
 
 @pytest.mark.parametrize("present", [0, 4])
 def test_clients_that_never_appear_end_the_run(present: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = Experiment(strategy="local", **SMALL)
-    monkeypatch.setattr(loop, "NODES_TIMEOUT", 0.3)
+    experiment = Experiment(strategy="local", **SMALL).changed(**{"engine.join_timeout": 0.3})
     grid = LocalGrid(experiment)
     monkeypatch.setattr(grid, "get_node_ids", lambda: list(range(present)))
     started = loop.monotonic()
@@ -202,7 +201,20 @@ def test_more_nodes_than_clients_do_no_harm() -> None:
     experiment = Experiment(strategy="local", **SMALL)
     grid = LocalGrid(experiment)
 
-    assert wait_for_nodes(grid, 3) == [1, 2, 3, 4, 5]
+    assert wait_for_nodes(grid, experiment.changed(**{"federation.clients": 3})) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_starts_without_clients_that_need_not_be_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = Experiment(strategy="local", **SMALL).changed(**{"engine.join_timeout": 0.2})
+    grid = LocalGrid(experiment)
+    monkeypatch.setattr(grid, "get_node_ids", lambda: [1, 2, 3])
+
+    assert wait_for_nodes(grid, experiment.changed(**{"federation.min_clients": 3})) == [1, 2, 3]
+    assert "3 of 5 clients appeared within 0.2 s; the run starts without the others" in caplog.messages
+    with pytest.raises(RunError, match=r"expected at least 4 of 5 clients within 0.2 s, found 3; start the others"):
+        wait_for_nodes(grid, experiment.changed(**{"federation.min_clients": 4}))
 
 
 def test_the_time_limit_of_the_experiment_reaches_the_grid() -> None:

@@ -8,8 +8,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedkd.app.client import HELLO
+from fedkd.app.introduction import introduction
 from fedkd.app.loop import Run, run
-from fedkd.app.roster import Participant, introduction, read_roster
+from fedkd.app.roster import Participant, read_roster
 from fedkd.app.wire import HEADER, header_of, pack
 from fedkd.config import Experiment
 from fedkd.data.federation import build

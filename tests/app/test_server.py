@@ -1,5 +1,6 @@
 """The server: a bad reply costs its client the round, and the result is what the others alone would have had."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedkd.app.client import TRAIN
 from fedkd.app.loop import Run, run
 from fedkd.app.server import ServerSide
-from fedkd.app.wire import HEADER, PAYLOAD, header_of, knowledge_of, pack, to_arrays, to_tensors
+from fedkd.app.wire import FORMAT, HEADER, PAYLOAD, header_of, knowledge_of, pack, to_arrays, to_tensors
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError
@@ -77,7 +78,7 @@ def outcome(finished: Run) -> object:
     """All that a run leaves except its times."""
     named = ("failed", "unmeasured")
     rounds = [
-        {**record.to_json(), "seconds": 0, **{name: sorted(getattr(record, name)) for name in named}}
+        {**record.to_json(), "seconds": 0, "refused": {}, **{name: sorted(getattr(record, name)) for name in named}}
         for record in finished.rounds
     ]
     models = {name: {k: t.tolist() for k, t in m.tensors.items()} for name, m in finished.server_models.items()}
@@ -139,7 +140,8 @@ def of_unknown_node(message: Message, reply: Message, grid: Tampered) -> Replies
 
 
 def raw_logits(data: bytes) -> Tamper:
-    damaged = Array(dtype="uint8", shape=(len(data),), stype="safetensors", data=data)
+    data += hashlib.sha256(data).digest()
+    damaged = Array(dtype="uint8", shape=(len(data),), stype=FORMAT, data=data)
     return with_content(lambda content: {**content, PAYLOAD: ArrayRecord({"tensors": damaged})})
 
 

@@ -1,5 +1,6 @@
 """What crosses the wire: every type survives, and nothing that is sent is ever executed or believed."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from fedkd.app.wire import (
     EXTRA,
+    FORMAT,
     HEADER,
     PAYLOAD,
+    expect_records,
+    expect_sealed,
     header_of,
     knowledge_of,
     number,
@@ -36,7 +40,8 @@ DTYPES = [
 ]
 
 
-def raw(data: bytes, stype: str = "safetensors", name: str = "tensors") -> ArrayRecord:
+def raw(data: bytes, stype: str = FORMAT, name: str = "tensors", *, checksum: bytes | None = None) -> ArrayRecord:
+    data += hashlib.sha256(data).digest() if checksum is None else checksum
     return ArrayRecord({name: Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)})
 
 
@@ -136,13 +141,14 @@ def test_a_payload_is_what_it_was_when_it_was_packed() -> None:
     record = to_arrays({"x": buffer[:]})
     buffer.fill_(7)
     assert torch.equal(to_tensors(record)["x"], torch.zeros(3))
-    assert torch.equal(to_tensors(raw(record["tensors"].data))["x"], torch.zeros(3))
+    assert torch.equal(to_tensors(raw(record["tensors"].data, checksum=b""))["x"], torch.zeros(3))
 
 
 def test_conjugate_views_travel_as_bytes_too() -> None:
     values = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64)
     record = to_arrays({"x": values.conj()})
-    assert to_tensors(record)["x"].tolist() == to_tensors(raw(record["tensors"].data))["x"].tolist() == [1 - 2j, 3 + 4j]
+    travelled = raw(record["tensors"].data, checksum=b"")
+    assert to_tensors(record)["x"].tolist() == to_tensors(travelled)["x"].tolist() == [1 - 2j, 3 + 4j]
 
 
 def test_a_message_comes_apart_into_tensors_and_the_rest() -> None:
@@ -176,7 +182,9 @@ def test_knowledge_comes_back_with_its_header() -> None:
 
     records = over_the_wire(pack({"round": 3, "client": "ünïcode", "version": 0}, bundle))
 
-    assert header_of(records) == {"round": 3, "client": "ünïcode", "version": 0, "kind": "Bundle"}
+    header = header_of(records)
+    expect_sealed(header)
+    assert {**header, "seal": ""} == {"round": 3, "client": "ünïcode", "version": 0, "kind": "Bundle", "seal": ""}
     found, sent = knowledge_of(records), bundle.to_tensors()
     assert isinstance(found, Bundle)
     assert found.to_tensors().keys() == sent.keys()
@@ -239,7 +247,8 @@ def test_what_many_receive_is_packed_once() -> None:
 
 # --- payloads that lie
 
-GOOD = to_arrays({"x": torch.ones(100)})["tensors"].data
+GOOD = to_arrays({"x": torch.ones(100)})["tensors"].data[:-32]
+CHECKSUM = to_arrays({"x": torch.ones(100)})["tensors"].data[-32:]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 6, 8, 10, 40, 127, 128, 129, 400, len(GOOD) - 1])
@@ -291,7 +300,7 @@ def test_a_payload_that_is_not_what_it_claims(data: bytes) -> None:
     ids=["nothing", "another name", "pickle", "numpy", "two"],
 )
 def test_another_serialisation_is_refused(record: ArrayRecord) -> None:
-    with pytest.raises(KnowledgeError, match=r"expected one array 'tensors' .safetensors., found"):
+    with pytest.raises(KnowledgeError, match=r"expected one array 'tensors' .safetensors\+sha256., found"):
         to_tensors(record)
 
 
@@ -312,13 +321,58 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
     payloads = {"pickle": pickle.dumps(_Canary(canary)), "archive": archive.getvalue()}
 
     for name, data in payloads.items():
-        for stype in ("safetensors", "pickle", "numpy.ndarray"):
+        for stype in (FORMAT, "pickle", "numpy.ndarray"):
             with pytest.raises(KnowledgeError, match="payload: expected"):
                 to_tensors(raw(data, stype))
         assert not canary.exists(), name
 
     pickle.loads(payloads["pickle"])  # noqa: S301 - the canary would have been seen
     assert canary.exists()
+
+
+def test_the_bytes_of_a_payload_end_with_their_sha_256() -> None:
+    assert hashlib.sha256(GOOD).digest() == CHECKSUM
+    assert torch.equal(to_tensors(raw(GOOD, checksum=CHECKSUM))["x"], torch.ones(100))
+
+
+def test_a_payload_that_was_damaged_on_the_way_is_refused() -> None:
+    source = np.random.default_rng(1)
+    for _ in range(300):
+        data = bytearray(GOOD + CHECKSUM)
+        data[source.integers(0, len(data))] ^= 1 << source.integers(0, 8)
+        with pytest.raises(KnowledgeError, match="its SHA-256 is another one"):
+            to_tensors(raw(bytes(data), checksum=b""))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": 4},
+        {"client": "b"},
+        {"round": "3"},
+        {"more": 1},
+        {"seal": "0" * 64},
+        {"seal": 1},
+        {"label-counts": [2, 1]},
+    ],
+    ids=str,
+)
+def test_a_header_that_was_changed_on_the_way_is_refused(change: dict[str, object]) -> None:
+    header = header_of(over_the_wire(pack({"round": 3, "client": "a", "label-counts": [1, 2], "share": 0.1})))
+    expect_sealed(header)
+
+    with pytest.raises(KnowledgeError, match="expected a header that is as it was sent"):
+        expect_sealed({**header, **change})  # type: ignore[dict-item]
+
+
+def test_a_message_with_other_records_is_refused() -> None:
+    records = pack({"round": 3})
+    expect_records(records, HEADER)
+
+    with pytest.raises(KnowledgeError, match=r"expected the records \['header', 'payload'\], found \['header'\]"):
+        expect_records(records, HEADER, PAYLOAD)
+    with pytest.raises(KnowledgeError, match=r"expected the records \[\], found \['header'\]"):
+        expect_records(records)
 
 
 def test_mutated_payloads_are_refused_or_are_numbers_of_the_same_size() -> None:

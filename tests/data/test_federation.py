@@ -342,3 +342,28 @@ def test_what_all_share_cannot_be_changed_in_place(make: Make, name: str) -> Non
     own = samples.take(torch.arange(2))
     getattr(own, name).add_(1)
     assert torch.equal(getattr(federation.private("client-0"), name), getattr(samples, name))
+
+
+# -- samples with ids of their own
+
+
+def test_a_simulation_of_samples_with_ids_is_the_same_under_other_names(tmp_path: Path, folder: Path) -> None:
+    with np.load(folder / "official.npz") as plain:
+        arrays = dict(plain)
+    order, ids = np.random.default_rng(1).permutation(ROWS), np.arange(ROWS) * 7 + 3
+    np.savez(tmp_path / "named.npz", **{name: a[order] for name, a in {**arrays, "ids": ids}.items()})
+    settings = {"data": {"public": 30, "validation": 10}, "federation": {"clients": 5, "views": ["image", "sound"]}}
+    plain_, named = (
+        build(parse(settings, {"data.name": str(path)}, "test"))
+        for path in (folder / "official.npz", tmp_path / "named.npz")
+    )
+
+    assert [(part * 7 + 3).tolist() for part in parts(plain_)] == [part.tolist() for part in parts(named)]
+    for key, held in plain_.holdings.items():
+        assert torch.equal(named.private(key).inputs, plain_.private(key).inputs)
+        assert torch.equal(named.private(key).labels, plain_.private(key).labels)
+        assert torch.equal(named.labels(held.test * 7 + 3), plain_.labels(held.test))
+    assert torch.equal(named.pooled("image").inputs, plain_.pooled("image").inputs)
+    assert torch.equal(named.public("sound").inputs, plain_.public("sound").inputs)
+    assert torch.equal(named.test("sound").labels, plain_.test("sound").labels)
+    assert named.public_digest != plain_.public_digest

@@ -75,3 +75,15 @@ def test_noise_has_the_deviation_is_not_clipped_and_comes_from_the_generator() -
     again = qualities.noisy(values, 0.25, torch.Generator().manual_seed(3)) - values
     assert torch.equal(added, again)
     assert not torch.equal(added, qualities.noisy(values, 0.25, source) - values)
+
+
+def test_noise_by_content_depends_on_the_row_and_the_purpose_alone() -> None:
+    rows = torch.rand(500, 3, 4, generator=torch.Generator().manual_seed(0))
+    noise = qualities.noisy_by_content(rows, 0.5, "image@noise0.5") - rows
+
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
+    among_others = qualities.noisy_by_content(rows[order], 0.5, "image@noise0.5") - rows[order]
+    assert torch.equal(among_others, noise[order])
+    assert not torch.allclose(qualities.noisy_by_content(rows, 0.5, "other") - rows, noise)
+    assert len(noise[:, 0, 0].unique()) == 500
+    np.testing.assert_allclose([float(noise.mean()), float(noise.std())], [0, 0.5], atol=0.02)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedkd.config import Experiment, parse
 from fedkd.data.sources import DataSet
-from fedkd.data.splits import Splits, split
+from fedkd.data.splits import Splits, commons, split
 from fedkd.errors import UserError
 
 ROWS, OWNERS = 120, 12
@@ -75,3 +75,68 @@ def test_without_owners_they_cannot_be_kept_together() -> None:
 def test_more_public_samples_than_complete_ones_are_refused() -> None:
     with pytest.raises(UserError, match=r"data.public: expected at most 48 samples, which is what is left, found 49"):
         split(experiment(public=49, test=0.2), dataset(), torch.arange(ROWS) < 60)
+
+
+# --- splits that the data set names itself, and the commons
+
+
+def named(split_: Tensor, labels: Tensor | None = None) -> DataSet:
+    labels = torch.arange(len(split_)) % 3 if labels is None else labels
+    ids = torch.arange(len(split_)) * 2 + 5
+    return DataSet(
+        "named", {"sound": torch.zeros(len(split_), 2)}, labels, ("a", "b", "c"), given_ids=ids, split=split_
+    )
+
+
+def test_splits_that_a_data_set_names_are_read() -> None:
+    data = named(torch.tensor([3, 0, 1, 2, 1, 0]))
+
+    splits = split(experiment(public=0.9, test=0.9), data, torch.ones(6, dtype=torch.bool))
+
+    assert [part.tolist() for part in everything(splits)] == [[7, 15], [9, 13], [11], [5]]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "changes", "problem"),
+    [
+        ([0, 0, 1], {}, "expected samples to train and to test on, found 2 and 0"),
+        ([3, 1, 1], {}, "expected samples to train and to test on, found 0 and 1"),
+    ],
+)
+def test_splits_that_leave_nothing_are_refused(numbers: list[int], changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        split(experiment(**changes), named(torch.tensor(numbers)), torch.ones(3, dtype=torch.bool))
+
+
+def test_where_clients_bring_their_samples_none_need_be_there_to_train_on() -> None:
+    own = parse({"federation": {"partition": "own"}}, {}, "test")
+    splits = split(own, named(torch.tensor([3, 1, 1])), torch.ones(3, dtype=torch.bool))
+    assert [len(part) for part in everything(splits)] == [0, 2, 0, 1]
+
+
+def test_named_splits_are_held_against_views_and_labels() -> None:
+    data = named(torch.tensor([0, 1, 3]))
+    assert len(split(experiment(), data, torch.tensor([False, True, True])).train) == 1  # only dealt out
+    with pytest.raises(UserError, match=r"expected every view of the federation for all samples .*, found 1 that lack"):
+        split(experiment(), data, torch.tensor([True, False, True]))
+    bare = named(torch.tensor([0, 1, 3]), torch.tensor([0, -1, 1]))
+    with pytest.raises(UserError, match=r"data.public_labels: expected labels, found public samples without"):
+        split(experiment(public_labels=True), bare, torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_commons_are_all_but_the_training_samples(labelled: bool) -> None:
+    data, settings = dataset(), experiment(public=20, validation=10, test=30, public_labels=labelled)
+    splits = split(settings, data, ALL)
+
+    shared, left = commons(settings, data, splits)
+
+    assert len(shared) == 60
+    assert not len(left.train)
+    assert not set(shared.ids.tolist()) & set(splits.train.tolist())
+    assert shared.labels[shared.rows(splits.test)].tolist() == (splits.test % 3).tolist()
+    public = shared.labels[shared.rows(splits.public)].tolist()
+    assert public == (splits.public % 3).tolist() if labelled else public == [-1] * 20
+    own = settings.changed(**{"federation.partition": "own"})
+    again = split(own, shared, torch.ones(60, dtype=torch.bool))
+    assert [part.tolist() for part in everything(again)] == [part.tolist() for part in everything(left)]

@@ -146,3 +146,14 @@ def test_errors_name_what_was_found() -> None:
         view(data, "image@5")
     with pytest.raises(UserError, match=r"'gyro@2': expected images .* found \(2, 3, 5\)"):
         view(data, "gyro@2")
+
+
+def test_parties_that_hold_other_samples_agree_on_the_noise_of_those_that_they_share() -> None:
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    everything = with_facts(data_set(images), given_ids=torch.arange(6))
+    mine, theirs = everything.take(torch.tensor([0, 2, 4])), everything.take(torch.tensor([2, 3, 4, 5]))
+
+    views = [view(data, "image@2@noise0.1") for data in (mine, theirs)]
+
+    assert torch.equal(views[0][1:], views[1][[0, 2]])
+    assert not torch.equal(views[0], view(mine, "image@2"))

@@ -114,12 +114,13 @@ def test_flower_gives_the_bits_of_our_own_engine_and_the_exception_of_the_client
     assert again == experiment.changed(**{"engine.name": "flower"})
     assert read_lines(tmp_path / "run" / "rounds.jsonl") == [record.to_json() for record in theirs]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("experiment.toml", "flower.log", "manifest.json", "rounds.jsonl", "states")
+        *("experiment.toml", "flower.log", "manifest.json", "rounds.jsonl", "run-id", "states")
     ]
 
     two_rounds = experiment.changed(rounds=2)
     expected = simulate(two_rounds)
-    states = FolderStates(tmp_path / "run" / "states")
+    run_id = (tmp_path / "run" / "run-id").read_text(encoding="utf-8").strip()
+    states = FolderStates(tmp_path / "run" / "states" / run_id)
     models = client_models(two_rounds, {key: states.get(key, 2) for key in expected.client_models})
     for key, named in expected.client_models.items():
         found = models[key]["student"].tensors

@@ -8,11 +8,11 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 
-from fedkd.app.client import TRAIN
+from fedkd.app.client import TRAIN, failure
 from fedkd.app.wire import header_of, pack
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.engine.grid import SimulationGrid, Unit, failure, units
+from fedkd.engine.grid import SimulationGrid, Unit, units
 from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
 

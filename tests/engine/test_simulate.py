@@ -163,6 +163,10 @@ def test_rounds_are_told_as_they_come() -> None:
         ({"data.public": 0}, r"data\.public: strategy 'fedmd' needs a public set"),
         ({"federation.architectures": ("mlq",)}, "mlq"),
         ({"federation.views": ("sound",)}, "sound"),
+        (
+            {"federation.partition": "own"},
+            r"federation\.partition: expected a partition that a simulation can deal.*found 'own'.*or deploy",
+        ),
         ({"federation.clients": 900, "federation.min_samples": 100}, "min_samples"),
     ],
 )

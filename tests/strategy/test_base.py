@@ -114,6 +114,16 @@ FITS = [
         r"^federation.architectures: .* one architecture and one view .*, found 2 kinds",
     ),
     ({"heterogeneous_models": False}, {"federation.views": ["image", "image@4"]}, "found 2 kinds"),
+    (
+        {"heterogeneous_models": False},
+        {"federation.partition": "own", "federation.views": ["image", "image@4"]},
+        "found 2 kinds",
+    ),
+    (
+        {"simulation_only": True},
+        {"federation.partition": "own"},
+        r"^federation.partition: .* needs all clients' samples, found 'own', where no other party has them",
+    ),
     ({"simulation_only": True}, {"engine.name": "flower"}, r"^engine.name: .* our own engine, found 'flower'"),
     (
         {"up": Weights},

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 from fedkd.errors import UserError
 
 _SIGNAL_RANK = 3  # (N, channels, length)
+SPLITS = ("train", "public", "validation", "test")
+"""The splits that a data set may name itself, in the order of their numbers in ``DataSet.split``."""
+UNLABELLED = -1
+"""The label of a public sample that has none."""
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: tensors have no single truth value, so equality means identity
@@ -30,10 +34,13 @@ class DataSet:
         present: which samples have a view, bool, shape ``(N,)``, by view name; a view without an entry is there for
             all samples. The rows of samples that lack a view are zeros.
         rates: sampling rate of signal views in Hz, by view name.
+        given_ids: stable sample ids, int64, shape ``(N,)``, ascending, none of them twice; the row numbers without.
+        split: the split of each sample, its number in ``SPLITS``, int64, shape ``(N,)``; without it the experiment
+            draws the splits. A public sample may then have the label ``UNLABELLED``.
 
     Raises:
         UserError: rows are not aligned, a value is not finite, a label is outside the classes, a sample has no view at
-            all, a row of a missing view is not zero, or a rate is not that of a signal.
+            all, a row of a missing view is not zero, a rate is not that of a signal, or ids are not ascending.
     """
 
     name: str
@@ -44,6 +51,8 @@ class DataSet:
     groups: Tensor | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    given_ids: Tensor | None = None
+    split: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse data that no federation could be built from."""
@@ -57,13 +66,51 @@ class DataSet:
 
     @property
     def ids(self) -> Tensor:
-        """The stable sample ids ``0 ... N-1``, int64, shape ``(N,)``."""
-        return torch.arange(len(self))
+        """The stable sample ids, int64, shape ``(N,)``, ascending: ``0 ... N-1`` if none were given."""
+        return torch.arange(len(self)) if self.given_ids is None else self.given_ids
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the row of each of these ids, int64, shape ``(M,)``; free of cost where the ids are the row numbers.
+
+        Raises:
+            UserError: there is no sample of one of them.
+        """
+        if self.given_ids is None:
+            return ids
+        rows = torch.searchsorted(self.given_ids, ids).clamp(max=len(self) - 1)
+        strange = ids[self.given_ids[rows] != ids]
+        if len(strange):
+            found = f"found {len(strange)} others, such as {int(strange[0])}"
+            raise UserError(f"data set {self.name!r}: expected ids of its {len(self)} samples, {found}.")
+        return rows
+
+    def take(self, rows: Tensor) -> "DataSet":
+        """Return the samples of some rows, int64, shape ``(M,)``, ascending, under the ids that they have here.
+
+        A view that none of them has is left out.
+        """
+
+        def some(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column[rows]
+
+        present = {name: there[rows] for name, there in self.present.items()}
+        return replace(
+            self,
+            views={name: v[rows] for name, v in self.views.items() if name not in present or present[name].any()},
+            labels=self.labels[rows],
+            official_test=some(self.official_test),
+            groups=some(self.groups),
+            present={name: there for name, there in present.items() if there.any() and not there.all()},
+            rates={name: rate for name, rate in self.rates.items() if name not in present or present[name].any()},
+            given_ids=self.ids[rows],
+            split=some(self.split),
+        )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything in the data set, the same in every process that holds the same data."""
         columns = {"labels": self.labels, "official_test": self.official_test, "groups": self.groups}
+        columns |= {"ids": self.given_ids, "split": self.split}
         columns |= {f"view {name}": self.views[name] for name in sorted(self.views)}
         columns |= {f"present {name}": self.present[name] for name in sorted(self.present)}
         tensors = {name: values for name, values in columns.items() if values is not None}
@@ -88,7 +135,9 @@ def _problems(data: DataSet) -> Iterator[str]:
         yield f"labels: expected int64 of shape (N,), found {_describe(labels)}; give one class number per sample."
     if not len(labels):
         yield "expected at least one sample, found none; check the files it was read from."
-    low, high = int(labels.min()), int(labels.max())
+    yield from _column_problems(data)
+    named = labels if data.split is None else labels[(data.split != SPLITS.index("public")) | (labels != UNLABELLED)]
+    low, high = (int(named.min()), int(named.max())) if len(named) else (0, 0)
     if low < 0 or high >= len(data.classes):
         expected = f"expected class numbers 0 to {len(data.classes) - 1}"
         yield f"labels: {expected}, found {low} to {high}; correct the labels or the list of classes."
@@ -96,12 +145,6 @@ def _problems(data: DataSet) -> Iterator[str]:
         yield "expected at least one view, found none; add an array with one row per sample."
     for name, values in data.views.items():
         yield from _view_problems(name, values, len(labels))
-    for name, column, dtype in (
-        ("official_test", data.official_test, torch.bool),
-        ("groups", data.groups, torch.int64),
-    ):
-        if column is not None and (column.shape != labels.shape or column.dtype != dtype):
-            yield f"{name}: expected {dtype} of shape ({len(labels)},), found {_describe(column)}; give one per sample."
     for name, there in data.present.items():
         yield from _present_problems(name, there, data)
     lonely = _without_any_view(data)
@@ -109,6 +152,24 @@ def _problems(data: DataSet) -> Iterator[str]:
         yield f"present: expected every sample in one view or more, found {lonely} in none; leave these samples out."
     for name, rate in data.rates.items():
         yield from _rate_problems(name, rate, data.views)
+
+
+def _column_problems(data: DataSet) -> Iterator[str]:
+    for name, column, dtype in (
+        ("official_test", data.official_test, torch.bool),
+        ("groups", data.groups, torch.int64),
+        ("ids", data.given_ids, torch.int64),
+        ("split", data.split, torch.int64),
+    ):
+        if column is not None and (column.shape != data.labels.shape or column.dtype != dtype):
+            expected = f"expected {dtype} of shape ({len(data)},)"
+            yield f"{name}: {expected}, found {_describe(column)}; give one per sample."
+    if data.given_ids is not None and not (data.given_ids.diff() > 0).all():
+        yield "ids: expected ascending ones, none of them twice, found others; sort the samples by their ids."
+    if data.given_ids is not None and int(data.given_ids[0]) < 0:
+        yield f"ids: expected numbers from 0 on, found {int(data.given_ids[0])}; number the samples anew."
+    if data.split is not None and not ((data.split >= 0) & (data.split < len(SPLITS))).all():
+        yield f"split: expected numbers 0 to {len(SPLITS) - 1} ({', '.join(SPLITS)}), found others; correct them."
 
 
 def _view_problems(name: str, values: Tensor, rows: int) -> Iterator[str]:

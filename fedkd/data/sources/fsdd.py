@@ -1,6 +1,5 @@
 """The Free Spoken Digit Dataset: recordings of digits in English, read from their archive without unpacking it."""
 
-import io
 import lzma
 import re
 import tarfile
@@ -15,14 +14,12 @@ from fedkd.data.sources.arrays import Array
 from fedkd.data.sources.dataset import DataSet
 from fedkd.data.sources.digits import TEN_DIGITS
 from fedkd.data.sources.files import READ_ERRORS, unreadable
+from fedkd.data.sources.recordings import first_second
 
 FILES = {"recordings.tar.xz": "b8b35d474e789df9f0a00af88d3baccf28622938bd10c5f6bdaaa7064ce2021d"}
 RATE = 8000  # Hz
 
-_SAMPLES = 8000  # of each recording: its first second
-_FULL_SCALE = 32768  # of 16-bit audio
 _TEST_RECORDINGS = 5  # of each digit and speaker, the first
-_FORMAT = (1, 2, RATE)  # channels, bytes per value, Hz
 _NAME = re.compile(r"(?:.*/)?(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
 
 
@@ -65,16 +62,7 @@ def _recordings(path: Path) -> Iterator[tuple[tuple[int, str, int], Array]]:
             name, file = _NAME.fullmatch(member.name), archive.extractfile(member)
             if name is None or file is None:
                 raise ValueError(f"it holds {member.name!r}")
-            yield (int(name["digit"]), name["speaker"], int(name["index"])), _audio(member.name, file.read())
-
-
-def _audio(name: str, content: bytes) -> Array:
-    """Return the first second of a recording, float32, shape ``(8000,)``."""
-    with wave.open(io.BytesIO(content)) as sound:
-        found = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
-        if found != _FORMAT:
-            raise ValueError(f"{name}: channels, bytes and Hz are {found} instead of {_FORMAT}")
-        values = np.frombuffer(sound.readframes(_SAMPLES), "<i2")
-    audio = np.zeros(_SAMPLES, np.float32)
-    audio[: len(values)] = values / _FULL_SCALE
-    return audio
+            yield (
+                (int(name["digit"]), name["speaker"], int(name["index"])),
+                first_second(member.name, file.read(), RATE)[0],
+            )

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from fedkd.data.sources.audio_folder import is_audio_folder, read_audio_folder
 from fedkd.data.sources.built_in import BUILT_IN
 from fedkd.data.sources.cache import read, stamps
 from fedkd.data.sources.dataset import DataSet
@@ -17,17 +18,20 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
     """Load a data set by built-in name or by path; the same one again comes from a cache, unless its files changed.
 
     Args:
-        name: a built-in name (see :func:`names`), a path that ends in ``.npz``, or the path of an image folder.
+        name: a built-in name (see :func:`names`), a path that ends in ``.npz``, or the path of a folder of images or
+            recordings.
 
             An ``.npz`` file holds ``labels`` ``(N,)``; every other numeric array of two or more dimensions is a view of
             ``N`` rows. ``uint8`` arrays ``(N, height, width)`` or ``(N, height, width, channels)`` are images and get
             scaled to [0, 1]; all others are taken as they are, images channels first. Optional: ``classes`` (names),
             ``is_test`` (official test rows) and ``groups`` (natural owner of each sample); ``<view>_present``, bool
             ``(N,)``, tells which samples have that view (what stands in the other rows is taken as zeros), and
-            ``<view>_rate`` its sampling rate in Hz, if it is a signal.
+            ``<view>_rate`` its sampling rate in Hz, if it is a signal; ``ids`` are stable numbers of the samples, and
+            ``split`` names the split of each (train, public, validation, test), instead of a draw.
 
             An image folder holds ``<class>/<file>``, or ``train/`` and ``test/`` with that inside; its images become
-            the colour view ``image``.
+            the colour view ``image``. A folder of recordings is the same with WAV files, which become the view
+            ``audio``: the first second of each.
         root: folder of a built-in data set that is not bundled; default ``$FEDKD_DATA/<name>``, else ``data/<name>``
             (of sets that share a folder, that one; of a composed one, the folder that holds its parts).
         download: whether files of a built-in data set that are missing are fetched from its original source.
@@ -50,8 +54,9 @@ def load(name: str, root: str | None = None, *, download: bool = False) -> DataS
     if path.suffix == ".npz":
         return read(read_npz, path, stamps(path))
     if path.is_dir():
-        return read(read_image_folder, path, stamps(*sorted(path.rglob("*"))))
-    raise unknown("data set", name, [*BUILT_IN, "<file>.npz", "<image folder>"])
+        files = sorted(path.rglob("*"))
+        return read(read_audio_folder if is_audio_folder(files) else read_image_folder, path, stamps(*files))
+    raise unknown("data set", name, [*BUILT_IN, "<file>.npz", "<image folder>", "<audio folder>"])
 
 
 def default_folder(name: str) -> Path:

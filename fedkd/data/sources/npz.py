@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.sources.arrays import IMAGE_RANKS, Array, as_images, open_npz
-from fedkd.data.sources.dataset import DataSet
+from fedkd.data.sources.dataset import SPLITS, UNLABELLED, DataSet
 from fedkd.errors import UserError
 
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, colour, colour + alpha
@@ -22,8 +22,10 @@ def read_npz(path: Path) -> DataSet:
     if "labels" not in arrays:
         raise UserError(f"{path}: expected key 'labels' (class numbers), found {_keys(arrays)}; add or rename it.")
     labels = _as_labels(path, arrays.pop("labels"))
-    classes, is_test, groups = (arrays.pop(key, None) for key in ("classes", "is_test", "groups"))
-    for key, column in (("is_test", is_test), ("groups", groups)):
+    classes, is_test, groups, ids, split = (
+        arrays.pop(key, None) for key in ("classes", "is_test", "groups", "ids", "split")
+    )
+    for key, column in (("is_test", is_test), ("groups", groups), ("ids", ids), ("split", split)):
         if column is not None and column.shape != labels.shape:
             raise UserError(
                 f"{path}: {key!r}: expected shape {tuple(labels.shape)} as the labels, found {column.shape}."
@@ -38,15 +40,19 @@ def read_npz(path: Path) -> DataSet:
         raise UserError(f"{path}: expected a view ({len(labels)}, ...), found {_keys(arrays)}; add one.")
     for name, there in present.items():
         views[name][~there.numpy()] = 0  # whatever stands there, such as NaN
+    given_ids = None if ids is None else _as_ids(path, ids)
+    order = slice(None) if given_ids is None else given_ids.argsort()
     return DataSet(
         path.stem,
-        {name: _as_view(f"{path}: {name!r}", array) for name, array in views.items()},
-        labels,
+        {name: _as_view(f"{path}: {name!r}", array)[order] for name, array in views.items()},
+        labels[order],
         _default_classes(path, labels) if classes is None else tuple(map(str, classes.reshape(-1))),
-        None if is_test is None else _as_flags(path, is_test),
-        None if groups is None else _as_groups(groups),
-        present,
+        None if is_test is None else _as_flags(path, is_test)[order],
+        None if groups is None else _as_groups(groups)[order],
+        {name: there[order] for name, there in present.items()},
         rates,
+        None if given_ids is None else given_ids[order],
+        None if split is None else _as_splits(path, split)[order],
     )
 
 
@@ -88,6 +94,7 @@ def _as_labels(path: Path, labels: Array) -> Tensor:
 
 
 def _default_classes(path: Path, labels: Tensor) -> tuple[str, ...]:
+    labels = labels[labels != UNLABELLED]
     count = int(labels.max()) + 1 if len(labels) else 0
     if count != len(labels.unique()):
         found = f"found {len(labels.unique())} different ones up to {count - 1}"
@@ -107,6 +114,25 @@ def _as_flags(path: Path, is_test: Array) -> Tensor:
 def _as_groups(groups: Array) -> Tensor:
     """Keep whole numbers as they are; number other groups, such as names, in sorted order."""
     numbers = groups if groups.dtype.kind in "iu" else np.unique(groups, return_inverse=True)[1]
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _as_ids(path: Path, ids: Array) -> Tensor:
+    if ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(ids):
+        found = f"{ids.dtype} with {len(ids) - len(np.unique(ids))} of them twice"
+        raise UserError(f"{path}: 'ids': expected a whole number of its own for each sample, found {found}; renumber.")
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def _as_splits(path: Path, split: Array) -> Tensor:
+    """Turn the names of splits, or their numbers, into numbers."""
+    numbers = split if split.dtype.kind in "iu" else np.full(split.shape, -1)
+    for number, name in enumerate(SPLITS):
+        numbers = np.where(split.astype(str) == name, number, numbers)
+    if not np.isin(numbers, range(len(SPLITS))).all():
+        expected = f"expected the names {', '.join(SPLITS)}, or their numbers 0 to {len(SPLITS) - 1}"
+        strange = split[~np.isin(numbers, range(len(SPLITS)))][0]
+        raise UserError(f"{path}: 'split': {expected}, found {str(strange)!r:.40}; correct it.")
     return torch.from_numpy(numbers.astype(np.int64))
 
 

@@ -116,3 +116,89 @@ def test_data_that_does_not_fit_together_is_refused(change: dict[str, Any], mess
     with pytest.raises(UserError, match=f"data set 'tiny': .*{message}") as caught:
         tiny(**change)
     assert "\n" not in str(caught.value)
+
+
+# --- ids, and splits that the data set names itself
+
+ODD = torch.tensor([3, 7, 20])
+
+
+def test_rows_are_found_by_their_ids() -> None:
+    data = tiny(given_ids=ODD)
+
+    assert data.ids.tolist() == [3, 7, 20]
+    assert data.rows(torch.tensor([20, 3, 20])).tolist() == [2, 0, 2]
+    assert data.rows(torch.tensor([], dtype=torch.int64)).tolist() == []
+    ids = torch.tensor([2, 0])
+    assert tiny().rows(ids) is ids  # row numbers cost nothing
+
+
+@pytest.mark.parametrize("strange", [4, 0, 21, -1])
+def test_an_id_that_no_sample_has_is_refused(strange: int) -> None:
+    with pytest.raises(UserError, match=f"expected ids of its 3 samples, found 1 others, such as {strange}"):
+        tiny(given_ids=ODD).rows(torch.tensor([7, strange]))
+
+
+def test_samples_that_are_taken_keep_their_ids_and_all_that_is_said_of_them() -> None:
+    data = tiny(
+        official_test=torch.tensor([False, False, True]),
+        groups=torch.tensor([5, 6, 7]),
+        views=NOTHING,
+        present={"image": torch.tensor([True, False, False]), "sound": torch.tensor([False, True, True])},
+        rates={"sound": 50.0},
+        split=torch.tensor([1, 3, 1]),
+    )
+
+    both = data.take(torch.tensor([0, 2]))
+    last = data.take(torch.tensor([1, 2]))
+
+    assert both.ids.tolist() == [0, 2]
+    assert both.take(torch.tensor([1])).ids.tolist() == [2]
+    assert both.labels.tolist() == [0, 1]
+    assert both.groups is not None
+    assert both.groups.tolist() == [5, 7]
+    assert both.split is not None
+    assert both.split.tolist() == [1, 1]
+    assert {name: there.tolist() for name, there in both.present.items()} == {
+        "image": [True, False],
+        "sound": [False, True],
+    }
+    assert (sorted(last.views), last.present, last.rates) == (["sound"], {}, {"sound": 50.0})  # none has an image
+
+
+def test_ids_and_splits_are_part_of_the_digest() -> None:
+    split = torch.tensor([0, 0, 0])
+    digests = {tiny(**change).digest for change in ({}, {"given_ids": ODD}, {"split": split}, {"given_ids": ODD + 1})}
+    assert len(digests) == 4
+
+
+def test_only_public_samples_may_lack_a_label() -> None:
+    labels = torch.tensor([0, -1, 1])
+    assert tiny(labels=labels, split=torch.tensor([3, 1, 2])).labels.tolist() == [0, -1, 1]
+    for change in ({}, {"split": torch.tensor([1, 3, 1])}, {"labels": torch.tensor([0, -2, 1]), "split": split_of(1)}):
+        with pytest.raises(UserError, match=r"labels: expected class numbers 0 to 1, found -[12] to 1"):
+            tiny(**{"labels": labels, **change})
+
+
+def split_of(number: int) -> torch.Tensor:
+    return torch.full((3,), number)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"given_ids": torch.tensor([3, 2, 4])}, "ids: expected ascending ones"),
+        ({"given_ids": torch.tensor([3, 3, 4])}, "ids: expected ascending ones, none of them twice"),
+        ({"given_ids": torch.tensor([-1, 3, 4])}, "ids: expected numbers from 0 on, found -1"),
+        (
+            {"given_ids": torch.tensor([1, 2])},
+            r"ids: expected torch.int64 of shape \(3,\), found int64 of shape \(2,\)",
+        ),
+        ({"given_ids": torch.tensor([1.0, 2.0, 3.0])}, r"ids: expected torch.int64 of shape \(3,\), found float32"),
+        ({"split": split_of(4)}, r"split: expected numbers 0 to 3 \(train, public, validation, test\)"),
+        ({"split": torch.tensor([0])}, r"split: expected torch.int64 of shape \(3,\)"),
+    ],
+)
+def test_wrong_ids_and_splits_are_refused(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        tiny(**change)

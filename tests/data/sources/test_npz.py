@@ -146,3 +146,61 @@ def test_an_npz_file_that_is_not_as_described(tmp_path: Path, arrays: dict[str, 
     with pytest.raises(UserError, match=message) as caught:
         load(save(tmp_path / "bad.npz", **arrays))
     assert "bad" in str(caught.value)
+
+
+# --- ids and splits
+
+
+def test_samples_are_sorted_by_their_ids(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "mine.npz",
+        labels=np.array([2, 0, 1]),
+        x=np.array([[3.0], [1.0], [0.0]]),
+        x_present=np.array([True, True, False]),
+        y=np.array([[30.0], [10.0], [20.0]]),
+        ids=np.array([9, 4, 7], np.uint16),
+        is_test=np.array([1, 0, 0]),
+        groups=np.array([3, 1, 2]),
+        split=np.array(["test", "public", "validation"]),
+    )
+
+    data = load(str(path))
+
+    assert data.ids.tolist() == [4, 7, 9]
+    assert data.labels.tolist() == [0, 1, 2]
+    assert data.views["x"].tolist() == [[1], [0], [3]]
+    assert data.views["y"].tolist() == [[10], [20], [30]]
+    assert data.present["x"].tolist() == [True, False, True]
+    assert data.groups is not None
+    assert data.groups.tolist() == [1, 2, 3]
+    assert data.official_test is not None
+    assert data.official_test.tolist() == [False, False, True]
+    assert data.split is not None
+    assert data.split.tolist() == [1, 2, 3]
+
+
+def test_splits_may_be_numbers_and_public_samples_without_labels(tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.npz", labels=np.array([-1, 0, 1]), x=np.zeros((3, 1)), split=np.array([1, 3, 2]))
+
+    data = load(str(path))
+
+    assert data.labels.tolist() == [-1, 0, 1]
+    assert data.classes == ("0", "1")
+    assert data.split is not None
+    assert data.split.tolist() == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"ids": np.array([1, 1])}, "'ids': expected a whole number of its own for each sample, found int64 with 1 of"),
+        ({"ids": np.array([1.0, 2.0])}, "'ids': expected a whole number of its own for each sample, found float64"),
+        ({"ids": np.array([1])}, r"'ids': expected shape \(2,\) as the labels, found \(1,\)"),
+        ({"split": np.array(["test", "tset"])}, "'split': expected the names train, public, .*, found 'tset'"),
+        ({"split": np.array([0, 4])}, "'split': expected the names .*, or their numbers 0 to 3, found '4'"),
+    ],
+)
+def test_wrong_ids_and_splits_are_refused(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.npz", **{"labels": np.array([0, 1]), "x": np.zeros((2, 1)), **change})
+    with pytest.raises(UserError, match=problem):
+        load(str(path))

@@ -1,0 +1,161 @@
+"""What a client says of itself before round one, and what of it can be true."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import fedkd
+from fedkd.app.source_digest import source_digest
+from fedkd.app.wire import Header
+from fedkd.config import Experiment
+from fedkd.data.federation import Federation
+from fedkd.data.holdings import views_of
+from fedkd.data.own import KEY
+from fedkd.knowledge import KnowledgeError
+from fedkd.learner.base import ClientCard
+from fedkd.strategy import Strategy
+
+LOG = logging.getLogger("fedkd")
+_MOST_SAMPLES = 10**12
+"""What no client has: sums of such numbers must stay exact."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client has said of itself, when it has been checked.
+
+    Attributes:
+        card: key, architecture, view and number of samples.
+        label_counts: samples of each class in its shard.
+        missing: number of its training samples that lack a view, for each view that it holds.
+        models: number of its models.
+    """
+
+    card: ClientCard
+    label_counts: list[int]
+    missing: Mapping[str, int]
+    models: int
+
+
+def card_of(federation: Federation, key: str) -> ClientCard:
+    """Return what the server may know of a client."""
+    holding = federation.holdings[key]
+    teacher_view = federation.experiment.federation.teacher_view
+    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
+
+
+def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
+    """Return what an honest client says of itself; in a simulation the server makes it from the same experiment."""
+    card, holding = card_of(federation, key), federation.holdings[key]
+    counts = federation.labels(holding.train).bincount(minlength=len(federation.classes))
+    return {
+        "client": card.key,
+        "architecture": card.architecture,
+        "view": card.view,
+        "num-samples": card.num_samples,
+        "label-counts": counts.tolist(),
+        "missing": list(holding.missing.values()),
+        "models": len(strategy.client_models(card)),
+        **agreed(federation, strategy),
+        **libraries(),
+    }
+
+
+def agreed(federation: Federation, strategy: Strategy) -> dict[str, Any]:
+    """Return what all parties of a run must have in common."""
+    return {
+        "version": fedkd.__version__,
+        "code": source_digest(type(strategy)),
+        "experiment": _experiment_digest(federation.experiment),
+        "classes": list(federation.classes),
+        "public-set": federation.public_digest,
+    }
+
+
+def _experiment_digest(experiment: Experiment) -> str:
+    """Return the SHA-256 of what both halves of a strategy go by, but for where each party finds data and device."""
+    where = {"data": {"name", "root", "download"}, "train": {"device"}}
+    said = {"strategy", "strategies", "seed", "rounds", "data", "federation", "train", "communication"}
+    text = json.dumps({name: value for name, value in experiment.model_dump(exclude=where).items() if name in said})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def libraries() -> dict[str, Any]:
+    """Return the versions of the libraries that compute and carry: reported, and only compared in a warning."""
+    return {"torch": torch.__version__.partition("+")[0], "flwr": metadata.version("flwr")}
+
+
+def expect_said(key: str, header: Header, expected: Mapping[str, Any]) -> None:
+    """Refuse a client that says something else than is expected.
+
+    Raises:
+        KnowledgeError: names the first field that differs.
+    """
+    for name, value in expected.items():
+        if header.get(name) != value:
+            raise KnowledgeError(
+                f"{key}: {name}: expected {value!r:.80} as the server has it, found {header.get(name)!r:.80}"
+            )
+
+
+def read_introduction(header: Header, federation: Federation, strategy: Strategy) -> Said:
+    """Return what a client says of itself where only it knows its samples.
+
+    Args:
+        header: of its answer.
+        federation: the server's.
+        strategy: the server's.
+
+    Raises:
+        KnowledgeError: something about it does not fit, or cannot be true.
+    """
+    key, settings = header.get("client"), federation.experiment.federation
+    if not isinstance(key, str) or not KEY.fullmatch(key):
+        raise KnowledgeError(f"client: expected a name of small letters, digits and '-', found {key!r:.80}")
+    expect_said(key, header, agreed(federation, strategy))
+    architecture = _one_of(key, header, "architecture", settings.architectures)
+    view = _one_of(key, header, "view", settings.views)
+    [num_samples] = _counts(key, header, "num-samples", 1)
+    label_counts = _counts(key, header, "label-counts", len(federation.classes))
+    if sum(label_counts) != num_samples:
+        raise KnowledgeError(f"{key}: label-counts: expected {num_samples} samples in all, found {sum(label_counts)}")
+    views = views_of(federation.experiment, view)
+    missing = dict(zip(views, _counts(key, header, "missing", len(views)), strict=True))
+    if max(missing.values()) > num_samples + missing[view]:
+        dealt = num_samples + missing[view]
+        raise KnowledgeError(f"{key}: missing: expected at most {dealt} samples, found {list(missing.values())}")
+    card = ClientCard(key, architecture, view, num_samples, settings.teacher_view)
+    models = len(strategy.client_models(card))
+    expect_said(key, header, {"models": models})
+    _compare_libraries(key, header)
+    return Said(card, label_counts, missing, models)
+
+
+def _one_of(key: str, header: Header, name: str, allowed: tuple[str, ...]) -> str:
+    found = header.get(name)
+    if not isinstance(found, str) or found not in allowed:
+        expected = f"expected one of federation.{name}s ({', '.join(allowed)})"
+        raise KnowledgeError(f"{key}: {name}: {expected}, found {found!r:.80}")
+    return found
+
+
+def _counts(key: str, header: Header, name: str, length: int) -> list[int]:
+    """Return the numbers of samples under a name: one, or a list."""
+    found = header.get(name)
+    numbers = found if isinstance(found, list) else [found]
+    if len(numbers) != length or not all(type(n) is int and 0 <= n <= _MOST_SAMPLES for n in numbers):
+        expected = "a whole number" if length == 1 else f"{length} whole numbers"
+        raise KnowledgeError(f"{key}: {name}: expected {expected} from 0 on, found {found!r:.80}")
+    return [int(n) for n in numbers]  # type: ignore[arg-type]
+
+
+def _compare_libraries(key: str, header: Header) -> None:
+    for name, mine in libraries().items():
+        if (theirs := header.get(name)) != mine:
+            LOG.warning("%s: %s %.40r, the server has %s: bits may differ from a simulation's", key, name, theirs, mine)

@@ -1,0 +1,171 @@
+"""What a client with samples of its own says of itself: each field is checked, for the server cannot know better."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedkd import config
+from fedkd.app.client import HELLO
+from fedkd.app.introduction import _experiment_digest, agreed, introduction, read_introduction
+from fedkd.app.roster import described, read_roster
+from fedkd.app.wire import pack
+from fedkd.config import Experiment, parse
+from fedkd.data.dividing import divide
+from fedkd.data.federation import Federation, build
+from fedkd.data.own import Owner, build_node
+from fedkd.errors import RunError
+from fedkd.flower_internals import ensure_task_identity
+from fedkd.knowledge import KnowledgeError
+from fedkd.learner.base import ClientCard
+from fedkd.strategy.registry import create
+from tests.app.nodes import read_configs
+
+SMALL: Mapping[str, Any] = {
+    "strategy": "fedmd",
+    "data": {"public": 40, "validation": 1300, "test": 40},
+    "federation": {"clients": 3, "architectures": ("mlp", "cnn"), "views": ("image", "image@4")},
+}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> list[Federation]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = divide(parse(SMALL, {}, "test"), folder / "files")
+    experiment = config.load(folder / "files" / "experiment.toml")
+    return [
+        build_node(experiment, Owner(said["client"], said["data"], said["view"], said["architecture"]))
+        for said in read_configs(paths.values()).values()
+    ]
+
+
+@pytest.fixture(scope="module")
+def experiment(nodes: list[Federation]) -> Experiment:
+    return nodes[0].experiment.changed(strategy="fedmd")
+
+
+def said_by(node: Federation, **changes: object) -> dict[str, Any]:
+    [key] = node.holdings
+    return {**introduction(node, create(Experiment(strategy="fedmd")), key), **changes}
+
+
+def test_an_honest_client_is_believed(nodes: list[Federation], experiment: Experiment) -> None:
+    simulated = build(parse(SMALL, {}, "test"))
+    for node in nodes:
+        [(key, held)] = node.holdings.items()
+        said = read_introduction(said_by(node), build(experiment), create(experiment))
+        expected = simulated.holdings[key]
+        labels = simulated.dataset.labels[expected.train].tolist()
+        assert said.card == ClientCard(key, held.architecture, held.view, len(expected.train))
+        assert said.label_counts == [labels.count(c) for c in range(10)]
+        assert said.missing == expected.missing
+        assert said.models == 1
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": ({"client": None}, "client: expected a name of small letters, digits and '-', found None"),
+    "a path": ({"client": "../../etc"}, "client: expected a name of small letters"),
+    "a long name": ({"client": "a" * 10**6}, "client: expected a name of small letters"),
+    "version": ({"version": "9"}, "client-0: version: expected '0.1.0' as the server has it, found '9'"),
+    "code": ({"code": "0" * 64}, "client-0: code: expected"),
+    "experiment": ({"experiment": "0" * 64}, "client-0: experiment: expected"),
+    "classes": ({"classes": ["0", "1"]}, "client-0: classes: expected ['0', '1', '2'"),
+    "public set": ({"public-set": "0" * 64}, "client-0: public-set: expected"),
+    "architecture": (
+        {"architecture": "vector"},
+        "client-0: architecture: expected one of federation.architectures (mlp",
+    ),
+    "architecture of another type": ({"architecture": ["mlp"]}, "client-0: architecture: expected one of"),
+    "view": ({"view": "image@2"}, "client-0: view: expected one of federation.views (image, image@4), found 'image@2'"),
+    "negative": ({"num-samples": -1}, "client-0: num-samples: expected a whole number from 0 on, found -1"),
+    "huge": ({"num-samples": 10**13}, "client-0: num-samples: expected a whole number"),
+    "truth": ({"num-samples": True}, "client-0: num-samples: expected a whole number"),
+    "fraction": ({"num-samples": 10.0}, "client-0: num-samples: expected a whole number"),
+    "a class less": ({"label-counts": [1] * 9}, "client-0: label-counts: expected 10 whole numbers from 0 on"),
+    "negative class": ({"label-counts": [-1] * 10}, "client-0: label-counts: expected 10 whole numbers from 0 on"),
+    "no list": ({"label-counts": 3}, "client-0: label-counts: expected 10 whole numbers from 0 on, found 3"),
+    "sums differ": ({"label-counts": [0] * 10}, "samples in all, found 0"),
+    "missing more": ({"missing": [10**6, 0]}, "client-0: missing: expected"),
+    "missing of other views": ({"missing": [0, 0, 0]}, "client-0: missing: expected"),
+    "models": ({"models": 7}, "client-0: models: expected 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_true_is_refused(name: str, nodes: list[Federation], experiment: Experiment) -> None:
+    changes, problem = WRONG[name]
+    with pytest.raises(KnowledgeError) as caught:
+        read_introduction(said_by(nodes[0], **changes), build(experiment), create(experiment))
+    assert problem in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+def test_other_libraries_are_told_and_do_no_harm(
+    nodes: list[Federation], experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_introduction(said_by(nodes[0], torch="1.0"), build(experiment), create(experiment))
+    [message] = caplog.messages
+    assert message.startswith("client-0: torch '1.0', the server has ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"train.device": "meta", "name": "other", "engine.timeout": 5.0}, True),
+        ({"train.lr": 0.5}, False),
+        ({"seed": 1}, False),
+        ({"strategies.fedmd.digest_epochs": 3}, False),
+        ({"communication.up": ["float16"]}, False),
+    ],
+)
+def test_both_sides_run_one_experiment(changes: dict[str, Any], same: bool, experiment: Experiment) -> None:
+    assert (_experiment_digest(experiment.changed(**changes)) == _experiment_digest(experiment)) == same
+
+
+# --- the roster
+
+
+def hellos(introductions: list[dict[str, Any]]) -> list[Message]:
+    ensure_task_identity()
+    asked = [Message(pack({}), dst_node_id=node, message_type=HELLO) for node in range(7, 7 + len(introductions))]
+    return [Message(pack(said), reply_to=message) for said, message in zip(introductions, asked, strict=True)]
+
+
+def test_the_roster_is_what_the_clients_say(nodes: list[Federation], experiment: Experiment) -> None:
+    roster = read_roster(hellos([said_by(node) for node in reversed(nodes)]), build(experiment), create(experiment))
+
+    assert list(roster) == ["client-0", "client-1", "client-2"]
+    assert [participant.card.view for participant in roster.values()] == ["image", "image@4", "image"]
+    sizes = [len(held.train) for held in build(parse(SMALL, {}, "test")).holdings.values()]
+    assert described(roster) == [
+        f"client-0  mlp, image, {sizes[0]} samples",
+        f"client-1  cnn, image@4, {sizes[1]} samples",
+        f"client-2  mlp, image, {sizes[2]} samples",
+    ]
+
+
+def test_two_nodes_under_one_name_take_no_part(
+    nodes: list[Federation], experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = [said_by(node) for node in nodes] + [said_by(nodes[2], client="client-0")]
+    fewer = build(experiment.changed(**{"federation.min_clients": 2}))
+    said = [{**one, **agreed(fewer, create(experiment))} for one in said]
+    with caplog.at_level(logging.WARNING, "fedkd"):
+        roster = read_roster(hellos(said), fewer, create(experiment))
+    assert list(roster) == ["client-1", "client-2"]
+    assert "expected one client of this name, found 2" in caplog.text
+
+
+def test_a_run_does_not_start_with_fewer_clients_than_it_must_have(
+    nodes: list[Federation], experiment: Experiment
+) -> None:
+    said = [said_by(node) for node in nodes]
+    said[1]["code"] = "0" * 64
+    with pytest.raises(
+        RunError, match=r"only 2 of at least 3 clients can take part\.\nclient-1: code: expected"
+    ) as caught:
+        read_roster(hellos(said), build(experiment), create(experiment))
+    assert len(str(caught.value).splitlines()) == 2
