@@ -21,11 +21,13 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedkd
 from fedkd import config
+from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models, failure
+from fedkd.app.going_on import Opened, opened
 from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
 from fedkd.app.punctual import Punctual
-from fedkd.app.run_folder import RunFolder, new_folder
+from fedkd.app.run_folder import CHECKPOINTS, new_folder
 from fedkd.app.state import RUN_ID, FolderStates, State
 from fedkd.app.wire import Header, expect_sealed, header_of, number
 from fedkd.config import Experiment
@@ -44,15 +46,30 @@ def make_server_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
         out = str(context.run_config.get("out", ""))
-        with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
-            folder = RunFolder(path, experiment)
-            carrier = Punctual(grid) if is_own(experiment) else grid
-            with _log_shown():
-                finished = run(carrier, experiment, folder.add_round, run_id=folder.run_id)
-            states = {} if is_own(experiment) else _states_here(context, finished, folder.run_id)
-            folder.finish(finished, client_models(experiment, states) if states else {})
+        chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
+        with _log_shown(), chosen as path, opened(path, experiment) as found:
+            if not found.complete:
+                _run_in(found, grid, experiment, context)
 
     return app
+
+
+def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context) -> None:
+    """Run an experiment from where its folder says to its end, and write a checkpoint whenever one is due."""
+    folder, run_id = found.folder, found.folder.run_id
+    every, start = experiment.engine.checkpoint_every, found.start
+    checkpoints = Checkpoints(folder.path / CHECKPOINTS, len(start.records) if start else 0)
+
+    def keep(snapshot: Snapshot) -> bool:
+        due = is_due(snapshot.record.round, every, experiment.rounds)
+        if due:
+            checkpoints.save(snapshot, None)  # the clients keep their states
+        return due
+
+    carrier = Punctual(grid) if is_own(experiment) else grid
+    finished = run(carrier, experiment, folder.add_round, keep, start, run_id)
+    states = {} if is_own(experiment) else _states_here(context, finished, run_id)
+    folder.finish(finished, client_models(experiment, states) if states else {})
 
 
 def make_client_app() -> ClientApp:
@@ -124,8 +141,9 @@ def _simulated(keys: list[str], number: object) -> str:
 
 def _state_of(states: FolderStates, key: str, header: Header) -> State | None:
     version = number({"version": 0, **header}, "version")
+    oldest = number({"keep": version, **header}, "keep")
     try:
-        return states.get(key, version, str(header.get("state", "")))
+        return states.get(key, version, str(header.get("state", "")), oldest)
     except FileNotFoundError as error:
         what = f"{key}: expected its state of round {version} in {error.filename}, found none"
         raise UserError(
