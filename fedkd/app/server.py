@@ -190,8 +190,11 @@ class ServerSide:
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
         received, sent = dict(self._received), dict(self._sent)
-        refused = dict(self.refused)
-        return RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest, refused=refused)
+        afresh = [key for key, claim in sorted(accepted.items()) if claim.afresh]
+        for key in afresh:
+            LOG.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
+        record = RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest)
+        return replace(record, refused=dict(self.refused), afresh=afresh)
 
     def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
         accepted: dict[str, Claim] = {}
