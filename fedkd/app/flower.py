@@ -21,8 +21,10 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedkd
 from fedkd import config
+from fedkd.app.announce import Announce, announce_end, announcer
 from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models, failure
-from fedkd.app.loop import Run, run
+from fedkd.app.history import RoundRecord
+from fedkd.app.loop import OnRound, Run, run
 from fedkd.app.node import node_of
 from fedkd.app.punctual import Punctual
 from fedkd.app.run_folder import RunFolder, new_folder
@@ -43,14 +45,17 @@ def make_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
+        announce = announcer() if is_own(experiment) else None
         out = str(context.run_config.get("out", ""))
         with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
             folder = RunFolder(path, experiment)
             carrier = Punctual(grid) if is_own(experiment) else grid
             with _log_shown():
-                finished = run(carrier, experiment, folder.add_round, run_id=folder.run_id)
+                finished = run(carrier, experiment, _keeper(folder, announce), run_id=folder.run_id)
             states = {} if is_own(experiment) else _states_here(context, finished, folder.run_id)
             folder.finish(finished, client_models(experiment, states) if states else {})
+            if announce is not None:
+                announce_end(announce, finished, folder.path)
 
     return app
 
@@ -71,6 +76,17 @@ def make_client_app() -> ClientApp:
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
     return app
+
+
+def _keeper(folder: RunFolder, announce: Announce | None) -> OnRound:
+    """Return what writes a round's record into the run folder, and for an operator elsewhere into the log."""
+
+    def keep(record: RoundRecord) -> None:
+        folder.add_round(record)
+        if announce is not None:
+            announce("round", record.to_json())
+
+    return keep
 
 
 @contextmanager
