@@ -3,17 +3,23 @@
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
+from fedkd.deploy.transport import OVERRIDE
 from fedkd.errors import UserError
 
 deploy = typer.Typer(no_args_is_help=True, help="Set up a real deployment: certificates, keys, commands, services.")
 
 DEPLOYMENT = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the deployment", show_default=False)]
+SET = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a key, e.g. federation.clients=4")
+]
 DAYS = Annotated[int, typer.Option(help="days that the server's certificate is valid")]
 
 
@@ -63,9 +69,7 @@ def renew(folder: DEPLOYMENT, days: DAYS = 365) -> None:
 def split(
     file: Annotated[Path, typer.Argument(help="experiment file (TOML)", show_default=False)],
     out: Annotated[Path, typer.Option(help="new folder for the files", show_default=False)],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a key, e.g. federation.clients=4")
-    ] = None,
+    set_: SET = None,
 ) -> None:
     """Divide a simulation into files for a deployment: the commons, each client's samples, and the experiment."""
     from fedkd import config
@@ -74,6 +78,35 @@ def split(
     for key, path in divide(config.load(file, set_ or []), out).items():
         typer.echo(f"{key}  flower-supernode --node-config {shlex.quote(str(path))} ...")
     typer.echo(f"experiment  {out / EXPERIMENT}")
+
+
+@deploy.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="experiment file (TOML)", show_default=False)],
+    superlink: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="the SuperLink's address", show_default=False)],
+    set_: SET = None,
+    root_certificates: Annotated[Path | None, typer.Option(help="ca.crt of the deployment")] = None,
+    insecure_on_purpose: Annotated[bool, typer.Option(OVERRIDE, help="no TLS, though others may listen")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the results here; else a new one in runs/")] = None,
+    server_out: Annotated[str, typer.Option(help="run folder on the SuperLink's machine; else a new one there")] = "",
+) -> None:
+    """Run an experiment on the nodes of a deployment, and bring home what was measured."""
+    from fedkd import config
+    from fedkd.app.run_folder import new_folder
+    from fedkd.deploy import run as deployed
+    from fedkd.progress import RoundProgress
+    from fedkd.report import write_report
+    from fedkd.tables import run_table
+
+    experiment = config.load(file, set_ or [])
+    connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
+    deployed.check(experiment)
+    with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
+        with RoundProgress([experiment.strategy], experiment.rounds) as progress:
+            summary = deployed.run(experiment, connection, folder, server_out, progress.advance)
+        report = write_report(folder)
+    _print(run_table(summary))
+    typer.echo(f"digest  {summary['digest']}\nreport  {report}\nmodels  {summary['folder']} on the SuperLink's machine")
 
 
 @deploy.command()
@@ -106,9 +139,13 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
     else:
-        console = Console()
-        Console(width=console.width if console.is_terminal else 140).print(findings_table(findings))
+        _print(findings_table(findings), 140)
     return exit_code(findings)
+
+
+def _print(table: Table, width: int = 120) -> None:
+    console = Console()
+    Console(width=console.width if console.is_terminal else width).print(table)
 
 
 def _names(text: str) -> list[str]:

@@ -61,14 +61,24 @@ def run_on_flower(experiment: Experiment, out: Path | None, on_round: Callable[[
 
 
 def write_app(app: Path, experiment: Experiment, out: Path) -> None:
-    """Write a Flower app that runs an experiment; fedkd itself comes from the environment.
+    """Write a Flower app that runs an experiment on this machine; fedkd itself comes from the environment.
 
     Args:
         app: an empty folder.
         experiment: what the app runs.
         out: run folder, where server and clients leave their results.
     """
-    text = with_absolute_paths(experiment).to_toml()
+    write_app_elsewhere(app, with_absolute_paths(experiment), str(out.resolve()))
+
+
+def write_app_elsewhere(app: Path, experiment: Experiment, out: str) -> None:
+    """Write a Flower app that runs an experiment on other machines: paths are theirs, and stay as they are.
+
+    Args:
+        app: an empty folder.
+        experiment: what the app runs.
+        out: run folder of the server; a new one in ``runs/`` if empty.
+    """
     project = {
         "project": {
             "name": "fedkd-run",
@@ -82,7 +92,7 @@ def write_app(app: Path, experiment: Experiment, out: Path) -> None:
                 "app": {
                     "publisher": "fedkd",
                     "components": {"serverapp": "app:server_app", "clientapp": "app:client_app"},
-                    "config": {"experiment": text, "overrides": "", "out": str(out.resolve())},
+                    "config": {"experiment": experiment.to_toml(), "overrides": "", "out": out},
                 }
             }
         },

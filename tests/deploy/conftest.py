@@ -1,4 +1,4 @@
-"""A deployment of real processes on loopback: started by the scripts that it wrote, ended by their pids."""
+"""A deployment of real processes: started by the scripts that it wrote, ended by their pids."""
 
 import contextlib
 import os
@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import fedkd
 from fedkd.deploy import init as deployment
+from tests.deploy.network import Loopback, Namespaces
 
 HOST = "127.0.0.1"
 SECONDS = 60.0
+LOOPBACK = Loopback()
 LISTENS = "Uvicorn running on https"
 
 
@@ -61,10 +64,11 @@ class Started:
 
 
 class Deployment:
-    """A folder that ``fedkd deploy init`` made, and the programs that run from it."""
+    """A folder that ``fedkd deploy init`` made, and the programs that run from it, each on its machine."""
 
-    def __init__(self, folder: Path, nodes: list[str]) -> None:
-        self.address = f"{HOST}:{free_port()}"
+    def __init__(self, folder: Path, nodes: list[str], network: Loopback | Namespaces = LOOPBACK) -> None:
+        self.network = network
+        self.address = f"{network.address('superlink')}:{free_port()}"
         self.folder = folder / "fed"
         self.logs = folder
         self._started: list[Started] = []
@@ -75,20 +79,21 @@ class Deployment:
         return free_port()
 
     def script(self, name: str, *arguments: str, **env: str) -> Started:
-        """Start one of the written scripts."""
-        return self.start(["sh", str(self.folder / name), *arguments], **env)
+        """Start one of the written scripts, on the machine whose folder it is in."""
+        return self.start(["sh", str(self.folder / name), *arguments], machine=name.partition("/")[0], **env)
 
     def node(self, *options: str, **env: str) -> Started:
         """Start a SuperNode with other options than the written ones."""
         address = ["--superlink", self.address, "--port", str(free_port())]
         return self.start(["flower-supernode", *address, *options], **env)
 
-    def start(self, command: list[str], **env: str) -> Started:
+    def start(self, command: list[str], machine: str = "superlink", **env: str) -> Started:
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
         log = self.logs / f"{len(self._started)}.log"
         mark = {"FLWR_HOME": str(self.logs / "home"), "FEDKD_TEST": str(self.logs), "RUNTIME_PORT": str(free_port())}
-        environment = {**os.environ, **mark, "PATH": path, "no_proxy": HOST, "PYTHONUNBUFFERED": "1", **env}
-        self._started.append(Started(command, log, environment))
+        ours = {"PYTHONPATH": str(Path(fedkd.__file__).parents[1]), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        environment = {**os.environ, **mark, **ours, "PATH": path, "no_proxy": HOST, "PYTHONUNBUFFERED": "1", **env}
+        self._started.append(Started([*self.network.prefix(machine), *command], log, environment))
         return self._started[-1]
 
     def stop(self) -> None:

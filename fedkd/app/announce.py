@@ -1,0 +1,54 @@
+"""How a server tells a far-away operator what comes out: by lines in the run's log, which Flower carries.
+
+Clients' words are in that log too. So a server begins with a mark that it draws before it asks anybody anything, and
+only lines that start with it count: a client never sees the log, and cannot know the mark.
+"""
+
+import json
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkd.app.run_folder import CLIENTS, read_lines
+
+Announce = Callable[[str, Mapping[str, Any]], None]
+_BEGIN = re.compile(r"^fedkd reports under ([0-9a-f]{16})$", re.MULTILINE)
+
+
+def announcer(write: Callable[[str], Any] | None = None) -> Announce:
+    """Begin to announce; return a function that writes one JSON object of a kind, such as ``round``.
+
+    Args:
+        write: takes whole lines; standard error without.
+    """
+    say = sys.stderr.write if write is None else write
+    mark = secrets.token_hex(8)
+    say(f"fedkd reports under {mark}\n")
+
+    def announce(kind: str, values: Mapping[str, Any]) -> None:
+        say(f"{mark} {kind} {json.dumps(values)}\n")
+
+    return announce
+
+
+def announce_end(announce: Announce, folder: Path) -> None:
+    """Announce what the run folder on the server's machine holds, and last of all the summary."""
+    announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    for client in read_lines(folder / CLIENTS):
+        announce("client", client)
+    announce("folder", {"path": str(folder.resolve())})
+    announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+
+
+def announced(log: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what was announced in a log, by kind and in order; a line that is not complete yet is left out."""
+    begin = _BEGIN.search(log)
+    found: dict[str, list[dict[str, Any]]] = {}
+    if begin is None:
+        return found
+    for kind, text in re.findall(rf"^{begin[1]} (\w+) (\{{.*\}})\n", log[begin.end() :], re.MULTILINE):
+        found.setdefault(kind, []).append(json.loads(text))
+    return found

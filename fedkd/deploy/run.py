@@ -1,0 +1,149 @@
+"""Run an experiment on a deployment: submit it to a SuperLink, follow it, and bring home what came out.
+
+The server's half runs on the SuperLink's machine and leaves its run folder there, with its models. What it measured
+comes back through the run's log (see :mod:`fedkd.app.announce`).
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fedkd.app.announce import announced
+from fedkd.app.history import RoundRecord
+from fedkd.app.run_folder import FLOWER_LOG, ROUNDS, claim
+from fedkd.config import Experiment
+from fedkd.deploy.transport import check_transport, parse_address
+from fedkd.engine.bundle import write_app_elsewhere
+from fedkd.engine.commands import CONNECTION, Commands
+from fedkd.errors import RunError, UserError
+from fedkd.strategy.registry import create
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The way to a SuperLink.
+
+    Attributes:
+        address: ``host:port``.
+        root_certificates: file of the authority that the SuperLink's certificate is signed by; plain text if None.
+    """
+
+    address: str
+    root_certificates: Path | None
+
+    @classmethod
+    def checked(cls, superlink: str, root_certificates: Path | None, insecure_on_purpose: bool) -> Self:
+        """Return a connection that leaves this machine with TLS only, or because the user said so.
+
+        Raises:
+            UserError: it would be plain text, or there is no such file or address.
+        """
+        address = str(parse_address(superlink))
+        check_transport(address, root_certificates is not None, insecure_on_purpose)
+        if root_certificates is not None and not root_certificates.is_file():
+            raise UserError(f"--root-certificates: expected a file such as ca.crt, found none at {root_certificates}.")
+        return cls(address, root_certificates)
+
+    def entry(self) -> Mapping[str, str | bool]:
+        """Return the SuperLink's entry in Flower's ``config.toml``."""
+        if self.root_certificates is None:
+            return {"address": self.address, "insecure": True}
+        return {"address": self.address, "root-certificates": str(self.root_certificates.resolve())}
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what no deployment can run, before anybody is asked; data and devices are other machines' matter.
+
+    Raises:
+        UserError: the samples are dealt out, or the strategy has no such name or settings.
+    """
+    if experiment.federation.partition != "own":
+        found = f"found {experiment.federation.partition!r}, which deals samples out"
+        remedy = "set it so, or make the files of a deployment by `fedkd deploy split`"
+        raise UserError(f"federation.partition: expected 'own', where every node has its samples, {found}; {remedy}.")
+    create(experiment)
+
+
+def run(
+    experiment: Experiment,
+    connection: Connection,
+    out: Path,
+    server_out: str = "",
+    on_round: Callable[[RoundRecord], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Run an experiment on a deployment; return its summary, and ``folder``: the run folder on the SuperLink's machine.
+
+    Args:
+        experiment: what to run; its paths are those of the SuperLink's and the nodes' machines.
+        connection: the way to the SuperLink.
+        out: new or empty folder on this machine for log and results.
+        server_out: run folder on the SuperLink's machine; a new one in ``runs/`` beside its files without.
+        on_round: called after every round with its record.
+
+    Raises:
+        UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
+        RunError: the run did not complete; the message holds the cause.
+    """
+    check(experiment)
+    claim(out)
+    (out / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
+    log = out / FLOWER_LOG
+    told = _Told(log, on_round)
+    with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
+        run_id = commands.submit(app)
+        try:
+            commands.watch(run_id, on_poll=told.report)
+        except KeyboardInterrupt:
+            commands.ask("stop", run_id, CONNECTION)
+            raise
+    return _keep(announced(_read(log)), out)
+
+
+class _Told:
+    """Tells of the rounds that a log shows finished, each once, even when the log is fetched again."""
+
+    def __init__(self, log: Path, on_round: Callable[[RoundRecord], None]) -> None:
+        self._log, self._on_round = log, on_round
+        self._last = 0
+
+    def report(self) -> None:
+        for values in announced(_read(self._log)).get("round", []):
+            if values["round"] > self._last:
+                self._last = values["round"]
+                self._on_round(RoundRecord(**values))
+
+
+def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> dict[str, Any]:
+    """Write what the server has announced as the files of a run folder, the summary last."""
+    if not {"manifest", "folder", "summary"} <= said.keys():  # Flower calls a server that ended early "completed"
+        raise RunError(f"the run ended without a result; its log is {out / FLOWER_LOG}.")
+    for name, kind in ((ROUNDS, "round"), ("clients.jsonl", "client")):
+        lines = dict.fromkeys(json.dumps(values) + "\n" for values in said.get(kind, []))
+        (out / name).write_text("".join(lines), encoding="utf-8")
+    for kind in ("manifest", "summary"):
+        (out / f"{kind}.json").write_text(json.dumps(said[kind][-1], indent=2) + "\n", encoding="utf-8")
+    return {**said["summary"][-1], "folder": said["folder"][-1]["path"]}
+
+
+@contextmanager
+def _commands(output: Any, connection: Connection) -> Iterator[Commands]:  # noqa: ANN401 - a binary file
+    commands = Commands(output, connection.entry())
+    try:
+        yield commands
+    finally:
+        commands.stop()
+
+
+@contextmanager
+def _app(experiment: Experiment, server_out: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fedkd-app-") as folder:
+        write_app_elsewhere(Path(folder), experiment, server_out)
+        yield Path(folder)
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")

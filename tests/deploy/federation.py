@@ -1,0 +1,61 @@
+"""A federation of real processes: a SuperLink and nodes with samples of their own, by TLS and keys."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedkd.config import Experiment
+from fedkd.data.dividing import divide
+from tests.deploy.conftest import LISTENS, Deployment, Started
+from tests.deploy.network import machines
+
+
+class Federation(Deployment):
+    """What ``fedkd deploy init`` and ``fedkd deploy split`` made of a simulation, and the programs that run from it."""
+
+    def __init__(self, folder: Path, experiment: Experiment, network) -> None:
+        self.clients = [f"client-{number}" for number in range(experiment.federation.clients)]
+        super().__init__(folder, self.clients, network)
+        self.files = folder / "files"
+        self.hand_out(experiment)
+
+    def hand_out(self, experiment: Experiment) -> None:
+        """Divide an experiment anew: every node gets its samples."""
+        shutil.rmtree(self.files, ignore_errors=True)
+        for key, config in divide(experiment, self.files).items():
+            shutil.copy(config, self.folder / key / "node.toml")
+
+    def start_nodes(self, **env: str) -> None:
+        """Start all nodes, and wait until they are let in."""
+        self.nodes = {key: self.script(f"{key}/start.sh", **env) for key in self.clients}
+        for node in self.nodes.values():
+            node.wait_for("SuperNode ID: ")
+
+    def run(self, out: Path, *options: str) -> Started:
+        """Let the operator run the experiment; return the command when it has ended."""
+        certificates = ["--root-certificates", str(self.folder / "operator" / "ca.crt")]
+        where = ["--superlink", self.address, *certificates, "--out", str(out)]
+        command = [sys.executable, "-m", "fedkd", "deploy", "run", str(self.files / "experiment.toml"), *where]
+        started = self.start([*command, *options], machine="operator", no_proxy="*")
+        started.process.wait(500)
+        return started
+
+
+@contextmanager
+def federation(folder: Path, experiment: Experiment) -> Iterator[Federation]:
+    """Start a SuperLink that knows the nodes' keys, on machines of their own; afterwards nothing is left."""
+    clients = [f"client-{number}" for number in range(experiment.federation.clients)]
+    network = machines(["superlink", "operator", *clients])
+    try:
+        here = Federation(folder, experiment, network)
+        try:
+            here.script("superlink/start.sh").wait_for(LISTENS)
+            registered = here.script("operator/register.sh")
+            assert registered.ended() == 0, registered.said
+            yield here
+        finally:
+            here.stop()
+    finally:
+        network.remove()
