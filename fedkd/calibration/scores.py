@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from fedkd.calibration._checks import expect_distributions, expect_pairs
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedkd.checks import expect_finite, expect_numbers, expect_shape
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 Names = tuple[str, str]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedkd.checks import expect_choice, expect_numbers, expect_shape
 from fedkd.losses._logits import at, divergence, received
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 
 def one_hot(teacher: Tensor) -> Tensor:

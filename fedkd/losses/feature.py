@@ -21,7 +21,7 @@ from fedkd.checks import (
     expect_shape,
 )
 from fedkd.losses._arguments import alike
-from fedkd.losses._numerics import pooled, wide
+from fedkd.numerics import pooled, wide
 
 _REVIEW_LEVELS = (4, 2, 1)
 _SMALLEST_TAIL = 1e-3

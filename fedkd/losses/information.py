@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from fedkd.checks import expect_labels, expect_numbers, expect_positive, expect_shape
 from fedkd.losses._arguments import alike, expect_all_positive, rows
-from fedkd.losses._numerics import products, unit, wide
+from fedkd.numerics import products, unit, wide
 
 _VARIANCE_FLOOR = 1e-5
 _CRD_EPS = 1e-7
