@@ -292,10 +292,14 @@ def study(name: str, seed: int, sizes: Sizes, methods: Sequence[Method] = METHOD
     """
     seeding.pin_threads(1)
     dataset = load(name)
-    rows, side, order = row_numbers(dataset, sizes, seed), shape(dataset, FULL)[-1], seeding.derive_seed(seed, "order")
+    rows, side, order = (
+        row_numbers(dataset, sizes, seed),
+        view(dataset, FULL).shape[-1],
+        seeding.derive_seed(seed, "order"),
+    )
     whole, epochs = splits_in(dataset, rows, FULL), sizes.epochs(len(rows["train"]))
     teacher, effort = trained_teacher(dataset, whole, epochs, seed)
-    cell = {"data": name, "side": side, "seed": seed, "method": "teacher", "temperature": ""}
+    cell: Row = {"data": name, "side": side, "seed": seed, "method": "teacher", "temperature": ""}
     found = [cell | measure(teacher, *held_out(whole, "full")) | effort]
     for factor in SHRINK:
         low = f"{FULL}@{side // factor}"
