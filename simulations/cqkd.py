@@ -61,10 +61,10 @@ Objective = Callable[[Sequence[Tensor], Tensor], Tensor]
 class Sizes:
     """How many samples of each split there are at most, and for how many steps networks are trained (in epochs)."""
 
-    train: int = 2000
+    train: int = 1000
     calibration: int = 500
     test: int = 2000
-    steps: int = 480
+    steps: int = 320
 
     def epochs(self, samples: int) -> int:
         """Return how many passes over so many samples these steps are, rounded up."""

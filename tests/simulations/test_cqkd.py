@@ -223,7 +223,7 @@ def test_samples_are_counted_forward_and_backward(name, students, expected):
 
 
 def test_steps_become_whole_epochs():
-    assert [cqkd.Sizes(steps=480).epochs(n) for n in (2000, 1001, 64)] == [15, 30, 480]
+    assert [cqkd.Sizes(steps=320).epochs(n) for n in (2000, 1001, 64)] == [10, 20, 320]
 
 
 def test_students_of_a_resolution_share_their_start(digits):
