@@ -407,11 +407,13 @@ def main() -> None:
     chosen, start = parser.parse_args(), time.perf_counter()
     names, seeds = chosen.data.split(","), [int(seed) for seed in chosen.seeds.split(",")]
     jobs = [(name, seed, QUICK if chosen.quick else Sizes()) for name in names for seed in seeds]
-    rows = reporting.in_processes(study, jobs, chosen.workers)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    reporting.write_csv(chosen.out / "cqkd.csv", rows)
-    text = f"{reporting.markdown(summarised(rows))}\n{reporting.markdown(gains(rows))}"
-    (chosen.out / "cqkd.md").write_text(text, encoding="utf-8")
+    rows: list[Row] = []
+    for found in reporting.in_processes(study, jobs, chosen.workers):  # what is there is kept if the rest is cut off
+        rows += found
+        reporting.write_csv(chosen.out / "cqkd.csv", rows)
+        text = f"{reporting.markdown(summarised(rows))}\n{reporting.markdown(gains(rows))}"
+        (chosen.out / "cqkd.md").write_text(text, encoding="utf-8")
     figure(rows, chosen.out)
     print(text)
     print(f"{len(rows)} networks in {time.perf_counter() - start:.0f} s; tables and figure in {chosen.out}")

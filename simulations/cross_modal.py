@@ -110,7 +110,9 @@ def by_gamma(seeds: int, steps: int) -> list[Row]:
             "alone": (train_linear(seen[1], seen[2], None, steps), tested[1]),
             "taught": (train_linear(seen[1], seen[2], outputs(teacher, seen[0]), steps), tested[1]),
         }
-        scores = {who: (outputs(*pair).argmax(dim=2) == tested[2]).double().mean(dim=1) for who, pair in trained.items()}
+        scores = {
+            who: (outputs(*pair).argmax(dim=2) == tested[2]).double().mean(dim=1) for who, pair in trained.items()
+        }
         for number in range(seeds):
             row = {who: accuracy[number].item() for who, accuracy in scores.items()}
             gamma = overlap / (2 * DECISIVE - overlap)

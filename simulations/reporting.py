@@ -1,7 +1,7 @@
 """What the studies share: rows become a CSV file, means with their spread, and tables in Markdown."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from math import sqrt
 from multiprocessing import get_context
@@ -15,13 +15,20 @@ Row = dict[str, Any]
 CONFIDENCE = 0.95
 
 
-def in_processes(work: Callable[..., list[Row]], jobs: Sequence[tuple[Any, ...]], workers: int) -> list[Row]:
-    """Return the rows of all jobs in their order, each computed in one of several processes; 1 or less: in this one."""
+def in_processes(work: Callable[..., list[Row]], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[list[Row]]:
+    """Yield the rows of each job in their order, as soon as they are there.
+
+    Args:
+        work: called with each job's values, in one of several processes.
+        jobs: independent of each other.
+        workers: number of processes; 1 or less: in this one.
+    """
     if workers <= 1:
-        return [row for job in jobs for row in work(*job)]
+        yield from (work(*job) for job in jobs)
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(work, *job) for job in jobs]
-        return [row for each in waiting for row in each.result()]
+        yield from (each.result() for each in waiting)
 
 
 def grouped(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
