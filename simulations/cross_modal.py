@@ -235,6 +235,9 @@ def figure(synthetic: Sequence[Row], real: Sequence[Row], out: Path) -> None:
         for each in reporting.grouped(members, "teacher", "student"):
             _curve(axis, each, "pairs", f"{each[0]['teacher']} teaches {each[0]['student']}")
         axis.set(title=members[0]["data"], xlabel="public pairs", xscale="log")
+        counts = sorted({row["pairs"] for row in members})
+        axis.set_xticks(counts, list(map(str, counts)))
+        axis.minorticks_off()
         axis.legend(fontsize=8)
     for axis in axes:
         axis.axhline(0, color="0.6", linewidth=0.8)
