@@ -32,7 +32,8 @@ def reply(records: RecordDict | Error, type_: str = "train") -> Message:
 
 
 def test_an_honest_reply_is_read() -> None:
-    knowledge, state, steps = read_reply(reply(pack(HEADER, SOFT)), expected())
+    knowledge, state, steps, afresh = read_reply(reply(pack(HEADER, SOFT)), expected())
+    assert not afresh
 
     assert isinstance(knowledge, SoftLabels)
     assert torch.equal(knowledge.logits, SOFT.logits)
@@ -41,12 +42,12 @@ def test_an_honest_reply_is_read() -> None:
 
 
 def test_an_honest_reply_without_payload_is_read() -> None:
-    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7, False)
 
 
 def test_nothing_is_read_only_where_it_may_be_sent() -> None:
     optional = replace(expected(), optional=True)
-    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7, False)
     assert read_reply(reply(pack(HEADER, SOFT)), optional).knowledge is not None
     with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found ''"):
         read_reply(reply(pack(HEADER)), expected())
