@@ -139,7 +139,7 @@ def here(running):
 
 
 def test_a_killed_server_half_is_a_failed_run_and_is_not_started_again(here, app):
-    run = Run(here, app, seconds=5.0)
+    run = Run(here, app, seconds=30.0)
     run.client()
     follow = here.script("operator/flwr.sh", "log", run.id, "fedkd", "--stream")
     kill(run.server())
@@ -171,7 +171,7 @@ def test_a_killed_node_answers_with_an_error_and_comes_back_under_its_id(here, a
 
 
 def test_a_killed_superlink_knows_its_nodes_again_but_does_not_go_on_with_the_run(here, app):
-    run = Run(here, app, seconds=5.0)
+    run = Run(here, app, seconds=30.0)
     run.client()
     server = run.server()
     here.superlink.process.kill()
