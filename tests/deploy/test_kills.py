@@ -1,7 +1,7 @@
 """What Flower 1.41 itself does when a process of a deployment is killed: what going on after a kill builds on.
 
 A small app without fedkd, whose client half computes as long as it is told. Each test kills one process by its pid and
-holds Flower to the table of ``docs/decisions/0015-what-flower-does-when-killed.md``.
+holds Flower to the table of ``docs/decisions/0018-what-flower-does-when-killed.md``.
 """
 
 import contextlib
