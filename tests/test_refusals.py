@@ -60,6 +60,7 @@ def _calls() -> Iterator[Call]:
         yield Call(example.loss, {**dict(zip(example.names, example.arguments, strict=True)), **example.settings})
     pair = dict(zip(("student", "teacher"), _crd.arguments, strict=True))
     yield Call(losses.crd_remember, {**pair, "memory": _crd.settings["memory"], "contrast": _crd.settings["contrast"]})
+    yield Call(losses.crd_start, {"samples": 6, "width": 3})
     yield Call(losses.ema_update, {"average": {"w": tensor(4, 3)}, "current": {"w": tensor(5, 3)}, "step": 9})
     yield Call(losses.hardest_negatives, {"anchor": tensor(6, N, 2), "candidates": tensor(7, N, 2), "labels": _labels})
     yield Call(losses.ofd_margin, {"batchnorm": _batchnorm})

@@ -5,13 +5,22 @@ All are pure, return a scalar, send no gradient to the teacher side, and run ins
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fedkd.checks import expect_labels, expect_number, expect_numbers, expect_positive, expect_shape, expect_tensor
+from fedkd.checks import (
+    expect_integer,
+    expect_labels,
+    expect_number,
+    expect_numbers,
+    expect_positive,
+    expect_shape,
+    expect_tensor,
+)
 from fedkd.losses._arguments import alike, expect_all_positive, rows
 from fedkd.numerics import products, unit, wide
 
@@ -87,14 +96,15 @@ def vid_start(variance: float = 5.0) -> float:
 
     Elsewhere: RepDistiller agrees.
     """
-    expect_positive("variance", variance)
-    if variance <= _VARIANCE_FLOOR:
-        raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance}.")
+    if not isinstance(variance, Real) or not _VARIANCE_FLOOR < variance < math.inf:
+        raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance!r}.")
     return variance - _VARIANCE_FLOOR + math.log(-math.expm1(_VARIANCE_FLOOR - variance))
 
 
 class CrdMemory(NamedTuple):
-    """Embeddings of all ``M`` samples as they were last seen; a new one comes from :func:`crd_remember`.
+    """Embeddings of all ``M`` samples as they were last seen.
+
+    The first memory comes from :func:`crd_start`, the next from :func:`crd_remember`.
 
     Attributes:
         student: rows of length one, shape ``(M, d)``.
@@ -107,6 +117,30 @@ class CrdMemory(NamedTuple):
     teacher: Tensor
     student_scale: Tensor
     teacher_scale: Tensor
+
+
+def crd_start(samples: int, width: int, *, generator: torch.Generator | None = None) -> CrdMemory:
+    """Return the first memory: random rows of length one for every sample, and no ``Z`` yet.
+
+    Args:
+        samples: number of samples ``M`` that will ever be compared.
+        width: length ``d`` of an embedding.
+        generator: where the random numbers come from; torch's own if absent. The memory is on its device.
+
+    Raises:
+        ValueError: a number is not a whole one of 1 or more.
+
+    Formula: ``unit(x)`` of ``x`` uniform in ``[-1, 1]^d``.
+
+    Source: the authors' code of Tian et al. 2020 (arXiv:1910.10699), but scaled to length one.
+
+    Elsewhere: RepDistiller's rows are uniform in ``[-1/sqrt(d/3), 1/sqrt(d/3)]^d``, of length one on average.
+    """
+    expect_integer("samples", samples, 1)
+    expect_integer("width", width, 1)
+    device = generator.device if generator is not None else None
+    sides = [unit(torch.rand(samples, width, generator=generator, device=device) * 2 - 1) for _ in range(2)]
+    return CrdMemory(sides[0], sides[1], torch.zeros((), device=device), torch.zeros((), device=device))
 
 
 def crd(
