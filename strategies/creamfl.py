@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from fedkd import losses
+from fedkd.data.samples import Samples
 from fedkd.knowledge import Bundle, Features, Knowledge
 from fedkd.learner.requests import Batch, Networks
 from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
@@ -32,11 +33,13 @@ class CreamFL(Strategy):
         needs_public_set=True,
         server_training=True,
         deviations=(
-            "the server's models learn from the clients' representations, and from labels if the public set has any; "
-            "the paper's also learn retrieval from the pairs",
-            "of several other views, a client contrasts with the mean of their representations",
+            "the server's own task is a contrast between views, and the labels if the public set has any; the paper's "
+            "is retrieval, or questions about images",
+            "the server learns after the clients' uploads, so nothing comes down before round one; the authors' code "
+            "trains the server first",
+            "a client contrasts once it has learned its own samples; the authors' code after each pass over them",
+            "of several other views, a client contrasts with the mean of their representations; of none, with its own",
             "a client that holds several views sends one representation of all of them, as a view of its own",
-            "negatives are all public pairs of the round, not those of a batch",
         ),
     )
 
@@ -56,26 +59,18 @@ class CreamFL(Strategy):
 
     def client_round(self, client: Client, received: Bundle | None) -> Features:
         """Train on the labels, contrast with the global representations, and represent the public subset."""
+        parts: Mapping[str, Any] = {} if received is None else received.parts
+        contrasted = to_contrast(client, parts["own"]) if parts else None
         client.fit(client.private, losses.cross_entropy)
-        if received is not None:
-            self.contrast(client, received.parts)
+        if contrasted is not None:
+            client.fit(
+                contrasted,
+                objective=self.client_objective,
+                epochs=self.settings.contrast_epochs,
+                frozen={"other": parts["other"].features.to(contrasted.inputs)},
+            )
         public = client.next_public_subset
         return Features(public.ids, normalize(client.features(public)))
-
-    def contrast(self, client: Client, received: Mapping[str, Any]) -> None:
-        """Draw each public sample to the global representations of itself, away from others and from the last model."""
-        public = client.public(received["own"])
-        targets = {
-            "pair": torch.arange(len(public), device=public.inputs.device),
-            "own": public.targets["teacher"],
-            "before": normalize(client.features(public)),
-        }
-        client.fit(
-            public.with_targets(**targets),
-            objective=self.client_objective,
-            epochs=self.settings.contrast_epochs,
-            frozen={"other": received["other"].features.to(public.inputs)},
-        )
 
     def client_objective(self, networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
         """``inter * NCE(z, all of the other views) + intra * NCE(z, {own view, last model})``."""
@@ -139,6 +134,17 @@ class CreamFL(Strategy):
             return None
         ids = server.state["ids"]
         return Bundle({name: Features(ids, server.state[f"{name} {client.view}"]) for name in ("own", "other")})
+
+
+def to_contrast(client: Client, own: Features) -> Samples:
+    """Return the public samples with their place among all, their global representation, and that of the last model.
+
+    Call it before the client trains: the last model is the one that the round before has left.
+    """
+    public = client.public(own)
+    places = torch.arange(len(public), device=public.inputs.device)
+    before = normalize(client.features(public))
+    return public.with_targets(pair=places, own=public.targets["teacher"], before=before)
 
 
 def other(representations: Mapping[str, Tensor], view: str) -> Tensor:

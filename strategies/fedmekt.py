@@ -30,7 +30,11 @@ class FedMEKT(Strategy):
         deviations=(
             "encoders learn from the private labels; the paper's autoencoders reconstruct unlabelled ones",
             "every client has a head of its own; the paper fits one probe at the server",
-            "the joint embedding is the mean over clients by number of samples",
+            "one joint embedding for all views, a mean by number of samples: it is what draws the views together; in "
+            "the authors' code each view has one of its own, all clients alike, and shared decoders draw them together",
+            "the distance is the mean squared error of the last features; the authors' code takes a divergence, at two "
+            "layers",
+            "a client that holds several views sends one embedding of all of them; the authors' sends one of each",
         ),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.app.loop import Run
+from fedkd.app.run_folder import read_lines
 
 Announce = Callable[[str, Mapping[str, Any]], None]
 _BEGIN = re.compile(r"^fedkd reports under ([0-9a-f]{16})$", re.MULTILINE)
@@ -34,13 +34,17 @@ def announcer(write: Callable[[str], Any] | None = None) -> Announce:
     return announce
 
 
-def announce_end(announce: Announce, finished: Run, folder: Path) -> None:
-    """Announce what the run folder on the server's machine holds, and last of all the summary."""
+def nothing_announced(kind: str, values: Mapping[str, Any]) -> None:
+    """Announce nothing: who has asked for the run has its folder."""
+
+
+def announce_end(announce: Announce, folder: Path) -> None:
+    """Announce what the run folder on the server's machine holds beside its rounds, and last of all the summary."""
     announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    for client in finished.clients:
-        announce("client", client.to_json())
+    for client in read_lines(folder / "clients.jsonl"):
+        announce("client", client)
     announce("folder", {"path": str(folder.resolve())})
-    announce("summary", finished.summary)
+    announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
 def announced(log: str) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,8 @@
 
 A generation is a folder ``round-NNNNN`` of safetensors and JSON, with the SHA-256 of every file in its manifest. Two
 generations are kept. They share no file, so one damaged byte never costs both; a client's state that has not changed is
-a hard link into the generation before these two, which is about to go.
+a hard link into the generation before these two, which is about to go. Where clients keep their own states, none of
+them is in it, and it says so.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedkd.app.history import ClientRecord, RoundRecord
+from fedkd.app.roster import Participant
 from fedkd.app.state import State, flatten, from_bytes, model_tensors, other_tensors, sync_folder, to_bytes
 from fedkd.errors import RunError, UserError
 from fedkd.knowledge import Knowledge, KnowledgeError, kind
+from fedkd.learner.base import ClientCard
 from fedkd.learner.model import Model
 from fedkd.learner.model_file import spec_of
 
@@ -31,6 +34,8 @@ FORMAT = 1
 KEPT = 2
 """Generations that are kept: where the newest is damaged, the one before it is used."""
 MANIFEST, PLAIN, SERVER = "manifest.json", "run.json", "server.safetensors"
+HERE, NODES = "here", "nodes"
+"""Where a checkpoint says that the clients' states are: in it, or with the clients."""
 _COMMON = "common/"
 
 
@@ -46,6 +51,7 @@ class Snapshot:
         common: what every client receives in the next round; None for nothing.
         versions: round of the last reply that counts, by client key.
         state_digests: SHA-256 of each client's state of that version, by client key.
+        roster: who takes part, by client key; nobody in the checkpoint of an earlier fedkd.
     """
 
     record: RoundRecord
@@ -55,6 +61,7 @@ class Snapshot:
     common: Knowledge | None
     versions: Mapping[str, int]
     state_digests: Mapping[str, str]
+    roster: Mapping[str, Participant] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,12 @@ class Checkpoint:
 
     Attributes:
         snapshot: the server.
-        states: each client's state, by client key, of the version that the snapshot names.
+        states: each client's state, by client key, of the version that the snapshot names; None where the clients keep
+            them.
     """
 
     snapshot: Snapshot
-    states: Mapping[str, State]
+    states: Mapping[str, State] | None
 
 
 @dataclass(frozen=True)
@@ -95,17 +103,17 @@ class Checkpoints:
         """Remove what no run will go on from."""
         self._folder = folder
         self._written: list[_Generation] = []
-        kept = {path for path in _generations(folder) if _round_of(path) <= after}
+        kept = {path for path in generations(folder) if _round_of(path) <= after}
         for path in [*folder.glob("round-*"), *folder.glob(".round-*")]:
             if path not in kept:
                 shutil.rmtree(path)
 
-    def save(self, snapshot: Snapshot, state_of: Callable[[str, int], State]) -> None:
+    def save(self, snapshot: Snapshot, state_of: Callable[[str, int], State] | None) -> None:
         """Write a generation, and remove those that are then one too many.
 
         Args:
             snapshot: the server after the round.
-            state_of: returns a client's state, given its key and version.
+            state_of: returns a client's state, given its key and version; None where the clients keep them.
 
         Raises:
             RunError: it cannot be written; the generations before it are still there.
@@ -118,7 +126,7 @@ class Checkpoints:
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
             self._written = [*self._written, _Generation(path, snapshot.versions, files)][-KEPT:]
-            for old in _generations(self._folder)[:-KEPT]:
+            for old in generations(self._folder)[:-KEPT]:
                 shutil.rmtree(old.replace(old.with_name(f".{old.name}.tmp")))
         except OSError as error:
             what = f"{path}: expected a checkpoint that can be written, but: {error}"
@@ -126,17 +134,18 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _write(self, folder: Path, snapshot: Snapshot, state_of: Callable[[str, int], State]) -> dict[str, str]:
+    def _write(self, folder: Path, snapshot: Snapshot, state_of: Callable[[str, int], State] | None) -> dict[str, str]:
         (folder / "clients").mkdir(parents=True)
         tensors = _server_tensors(snapshot)
         files = {
             SERVER: _write_file(folder / SERVER, to_bytes(tensors)),
-            PLAIN: _write_file(folder / PLAIN, _plain(snapshot, tensors)),
+            PLAIN: _write_file(folder / PLAIN, _plain(snapshot, tensors, NODES if state_of is None else HERE)),
         }
-        for key, version in snapshot.versions.items():
-            name = client_file(key)
-            known = self._link(folder / name, key, version)
-            files[name] = known or _write_file(folder / name, to_bytes(state_of(key, version)))
+        if state_of is not None:
+            for key, version in snapshot.versions.items():
+                name = client_file(key)
+                known = self._link(folder / name, key, version)
+                files[name] = known or _write_file(folder / name, to_bytes(state_of(key, version)))
         _write_file(folder / MANIFEST, _manifest(files))
         sync_folder(folder / "clients")
         sync_folder(folder)
@@ -154,6 +163,11 @@ class Checkpoints:
         return old.files[client_file(key)]
 
 
+def is_due(round_: int, every: int, rounds: int) -> bool:
+    """Whether a checkpoint is due after a round: after each ``every``-th and the last one, or never for 0."""
+    return every > 0 and (round_ % every == 0 or round_ == rounds)
+
+
 def read_newest(folder: Path) -> Checkpoint:
     """Read the newest generation that is whole; a warning names each newer one that is not.
 
@@ -161,7 +175,7 @@ def read_newest(folder: Path) -> Checkpoint:
         UserError: there is none.
     """
     damaged = []
-    for path in reversed(_generations(folder)):
+    for path in reversed(generations(folder)):
         try:
             found = _read(path)
         except _DamageError as error:
@@ -180,7 +194,7 @@ def client_file(key: str) -> str:
     return f"clients/{key}.safetensors"
 
 
-def _generations(folder: Path) -> list[Path]:
+def generations(folder: Path) -> list[Path]:
     """Return the generations in a folder, oldest first."""
     found = (path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdecimal())
     return sorted(found, key=_round_of)
@@ -198,7 +212,7 @@ def _server_tensors(snapshot: Snapshot) -> dict[str, Tensor]:
     return flatten(snapshot.models, snapshot.state) | {f"{_COMMON}{name}": tensor for name, tensor in common.items()}
 
 
-def _plain(snapshot: Snapshot, tensors: Mapping[str, Tensor]) -> bytes:
+def _plain(snapshot: Snapshot, tensors: Mapping[str, Tensor], states: str) -> bytes:
     values = {
         "record": snapshot.record.to_json(),
         "clients": [client.to_json() for client in snapshot.clients],
@@ -206,6 +220,8 @@ def _plain(snapshot: Snapshot, tensors: Mapping[str, Tensor]) -> bytes:
         "common": None if snapshot.common is None else type(snapshot.common).__name__,
         "versions": dict(snapshot.versions),
         "state_digests": dict(snapshot.state_digests),
+        "states": states,
+        "roster": {key: asdict(participant) for key, participant in snapshot.roster.items()},
         # Order and place of the tensors, which safetensors does not keep: a strategy may depend on both.
         "tensors": {name: str(tensor.device) for name, tensor in tensors.items()},
     }
@@ -247,11 +263,12 @@ def _read(folder: Path) -> Checkpoint:
     try:
         values = json.loads(_checked(folder, PLAIN, files))
         tensors = from_bytes(_checked(folder, SERVER, files))
-        names = {key: client_file(key) for key in values["versions"]}
+        here = values.get("states", HERE) == HERE
+        names = {key: client_file(key) for key in values["versions"]} if here else {}
         if set(files) != {PLAIN, SERVER, *names.values()} or values["record"]["round"] != _round_of(folder):
             raise _DamageError(f"{MANIFEST}: expected the files of this round, found others")
         states = {key: from_bytes(_checked(folder, name, files)) for key, name in names.items()}
-        return Checkpoint(_snapshot(values, tensors), states)
+        return Checkpoint(_snapshot(values, tensors), states if here else None)
     except (LookupError, TypeError, ValueError, SafetensorError, KnowledgeError) as error:
         raise error if isinstance(error, _DamageError) else _DamageError(f"{type(error).__name__}: {error}") from error
 
@@ -294,4 +311,9 @@ def _snapshot(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snaps
         common=None if values["common"] is None else kind(values["common"]).from_tensors(common),
         versions=values["versions"],
         state_digests=values["state_digests"],
+        roster={key: _participant(said) for key, said in values.get("roster", {}).items()},
     )
+
+
+def _participant(said: Mapping[str, Any]) -> Participant:
+    return Participant(**{**said, "card": ClientCard(**said["card"])})

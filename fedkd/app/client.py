@@ -120,6 +120,8 @@ class ClientSide:
             "steps": client.steps,
             "state": digest(state),
         }
+        if task.state is None and header.get("version"):
+            reply["afresh"] = True  # its state is lost, and its owner has said that it may go on without
         return Outcome(_reply(task, pack(reply, knowledge, codecs=self.up)), state)
 
     def _evaluate(self, task: ClientTask, ask: Ask) -> Outcome:

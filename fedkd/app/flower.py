@@ -21,13 +21,15 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedkd
 from fedkd import config
-from fedkd.app.announce import Announce, announce_end, announcer
-from fedkd.app.client import HELLO, ClientSide, ClientTask, client_models, failure
+from fedkd.app.announce import Announce, announce_end, announcer, nothing_announced
+from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
+from fedkd.app.client import HELLO, TRAIN, ClientSide, ClientTask, client_models, failure
+from fedkd.app.going_on import Opened, opened
 from fedkd.app.history import RoundRecord
-from fedkd.app.loop import OnRound, Run, run
+from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
 from fedkd.app.punctual import Punctual
-from fedkd.app.run_folder import RunFolder, new_folder
+from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, new_folder, read_lines
 from fedkd.app.state import RUN_ID, FolderStates, State
 from fedkd.app.wire import Header, expect_sealed, header_of, number
 from fedkd.config import Experiment
@@ -35,6 +37,7 @@ from fedkd.data.own import Owner, build_node
 from fedkd.errors import UserError
 from fedkd.knowledge import KnowledgeError
 
+LOG = logging.getLogger("fedkd")
 STATES = "states"
 
 
@@ -45,19 +48,39 @@ def make_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
-        announce = announcer() if is_own(experiment) else None
+        announce = announcer() if is_own(experiment) else nothing_announced
         out = str(context.run_config.get("out", ""))
-        with nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name) as path:
-            folder = RunFolder(path, experiment)
-            carrier = Punctual(grid) if is_own(experiment) else grid
-            with _log_shown():
-                finished = run(carrier, experiment, _keeper(folder, announce), run_id=folder.run_id)
-            states = {} if is_own(experiment) else _states_here(context, finished, folder.run_id)
-            folder.finish(finished, client_models(experiment, states) if states else {})
-            if announce is not None:
-                announce_end(announce, finished, folder.path)
+        chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
+        with _log_shown(), chosen as path, opened(path, experiment) as found:
+            for row in read_lines(path / ROUNDS):  # of an earlier process
+                announce("round", row)
+            if not found.complete:
+                _run_in(found, grid, experiment, context, announce)
+            announce_end(announce, path)
 
     return app
+
+
+def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context, announce: Announce) -> None:
+    """Run an experiment from where its folder says to its end, and write a checkpoint whenever one is due."""
+    folder, run_id = found.folder, found.folder.run_id
+    every, start = experiment.engine.checkpoint_every, found.start
+    checkpoints = Checkpoints(folder.path / CHECKPOINTS, len(start.records) if start else 0)
+
+    def keep(snapshot: Snapshot) -> bool:
+        due = is_due(snapshot.record.round, every, experiment.rounds)
+        if due:
+            checkpoints.save(snapshot, None)  # the clients keep their states
+        return due
+
+    def add_round(record: RoundRecord) -> None:
+        folder.add_round(record)
+        announce("round", record.to_json())
+
+    carrier = Punctual(grid) if is_own(experiment) else grid
+    finished = run(carrier, experiment, add_round, keep, start, run_id)
+    states = {} if is_own(experiment) else _states_here(context, finished, run_id)
+    folder.finish(finished, client_models(experiment, states) if states else {})
 
 
 def make_client_app() -> ClientApp:
@@ -76,17 +99,6 @@ def make_client_app() -> ClientApp:
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
     return app
-
-
-def _keeper(folder: RunFolder, announce: Announce | None) -> OnRound:
-    """Return what writes a round's record into the run folder, and for an operator elsewhere into the log."""
-
-    def keep(record: RoundRecord) -> None:
-        folder.add_round(record)
-        if announce is not None:
-            announce("round", record.to_json())
-
-    return keep
 
 
 @contextmanager
@@ -116,14 +128,17 @@ def _answer(message: Message, context: Context) -> Message:
     run_id = header.get("run")
     if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
         raise KnowledgeError(f"run: expected the name of a run, found {run_id!r:.80}")
+    afresh = ""
     if is_own(experiment):
         node = node_of(context.node_config, experiment)
         side, key, store = _client_side(node.experiment.model_dump_json(), node.owner), node.owner.key, node.store
+        afresh = node.afresh
     else:
         side, store = _client_side(experiment.model_dump_json(), None), _states_folder(context)
         key = _simulated(list(side.federation.holdings), context.node_config.get("partition-id"))
     states = FolderStates(store / run_id)
-    [outcome] = side.handle([ClientTask(message, key, _state_of(states, key, header))])
+    may_begin = afresh == run_id and message.metadata.message_type == TRAIN
+    [outcome] = side.handle([ClientTask(message, key, _state_of(states, key, header, may_begin=may_begin))])
     if outcome.state is not None:
         states.put(key, number(header, "round"), outcome.state)
     return outcome.reply
@@ -138,15 +153,18 @@ def _simulated(keys: list[str], number: object) -> str:
     return keys[number]
 
 
-def _state_of(states: FolderStates, key: str, header: Header) -> State | None:
+def _state_of(states: FolderStates, key: str, header: Header, *, may_begin: bool) -> State | None:
     version = number({"version": 0, **header}, "version")
+    oldest = number({"keep": version, **header}, "keep")
     try:
-        return states.get(key, version, str(header.get("state", "")))
+        return states.get(key, version, str(header.get("state", "")), oldest)
     except FileNotFoundError as error:
         what = f"{key}: expected its state of round {version} in {error.filename}, found none"
-        raise UserError(
-            f"{what}; name the folder as store in which this node has kept it, or start a new run."
-        ) from None
+        if may_begin:
+            LOG.warning("%s; it begins anew, as its node was told", what)
+            return None
+        remedy = "name the folder as store in which this node has kept it; if it is lost, and only then"
+        raise UserError(f'{what}; {remedy}, begin anew by afresh = "{header["run"]}" in the node config.') from None
 
 
 def experiment_of(run_config: Mapping[str, Any]) -> Experiment:

@@ -24,6 +24,8 @@ class RoundRecord:
         metrics: ``clients_global``, ``clients_local``, ``ensemble_global``, ``server_global``; None if not evaluated.
         unmeasured: reason by key of the clients that should have been evaluated and were not.
         refused: number of replies that were not counted, by reason (see :mod:`fedkd.app.refusals`).
+        afresh: keys of the clients that began anew in this round, as their states were lost; left out of the line where
+            there are none.
     """
 
     round: int
@@ -36,10 +38,12 @@ class RoundRecord:
     metrics: Metrics | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
+    afresh: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain values."""
-        return dict(plain(asdict(self)))
+        values = dict(plain(asdict(self)))
+        return values if self.afresh else {name: value for name, value in values.items() if name != "afresh"}
 
 
 @dataclass(frozen=True)

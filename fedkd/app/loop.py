@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedkd.app.checkpoint import Snapshot
+from fedkd.app.checkpoint import KEPT, Snapshot
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -18,7 +18,11 @@ from fedkd.learner.model import Model
 
 LOG = logging.getLogger("fedkd")
 OnRound = Callable[[RoundRecord], None]
-OnSnapshot = Callable[[Snapshot], None]
+OnSnapshot = Callable[[Snapshot], bool | None]
+_LOOK_SECONDS = 1.0
+"""Between looks for clients that are not there."""
+_AGAIN_SECONDS = 5.0
+"""To wait for the answers of nodes that have not answered a hello before."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def run(
     grid: Grid,
     experiment: Experiment,
     on_round: OnRound = lambda record: None,
-    on_snapshot: OnSnapshot = lambda snapshot: None,
+    on_snapshot: OnSnapshot = lambda snapshot: False,
     start: Start | None = None,
     run_id: str = "",
 ) -> Run:
@@ -67,7 +71,8 @@ def run(
         grid: what carries the messages to the clients.
         experiment: what to run.
         on_round: called after every round with its record.
-        on_snapshot: called after ``on_round`` with all that a new server needs to go on from there.
+        on_snapshot: called after ``on_round`` with all that a new server needs to go on from there; says whether one
+            may do so, so that clients which keep their own states keep those that it asks for.
         start: where to go on; from the beginning without. The summary's seconds are then those of the earlier rounds,
             and of this process.
         run_id: name of the run, under which clients keep their states; a new one without.
@@ -79,14 +84,15 @@ def run(
     started = perf_counter()
     side = ServerSide(experiment, run_id)
     timeout = experiment.engine.timeout
-    nodes = wait_for_nodes(grid, experiment)
     snapshot = start.snapshot if start else None
+    nodes = wait_for_nodes(grid, experiment, len(snapshot.roster) if snapshot else 0)
     side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
     records = list(start.records) if start else []
     clients = list(snapshot.clients) if snapshot else []
     earlier = sum(record.seconds for record in records)
     for round_ in range(len(records) + 1, experiment.rounds + 1):
         before = perf_counter()
+        greet(grid, side)
         messages = side.train_messages(round_)
         record = side.take_replies(messages, _exchange(grid, messages, timeout))
         if _is_due(round_, experiment):
@@ -95,19 +101,51 @@ def run(
             record = replace(record, metrics=metrics, unmeasured=unmeasured, refused=dict(side.refused))
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
-        on_snapshot(side.snapshot(records[-1], clients))
+        snapshot = side.snapshot(records[-1], clients)
+        if on_snapshot(snapshot):
+            side.kept = [*side.kept, snapshot.versions][-KEPT:]
     summary = summarise_run(experiment.strategy, experiment.seed, records, earlier + perf_counter() - started)
     return Run(summary, records, clients, dict(side.server.models), dict(side.versions))
 
 
-def wait_for_nodes(grid: Grid, experiment: Experiment) -> list[int]:
-    """Wait until all clients are there: a grid may be empty at the start.
+def greet(grid: Grid, side: ServerSide) -> None:
+    """Look who is there before a round: clients that have come back take part again, and enough of them must be there.
 
     Raises:
         RunError: too few are, within ``engine.join_timeout``.
     """
-    seconds, count = experiment.engine.join_timeout, experiment.federation.clients
-    fewest = experiment.federation.min_clients or count
+    experiment = side.experiment
+    seconds, fewest = experiment.engine.join_timeout, experiment.federation.min_clients or 1
+    deadline = monotonic() + seconds
+    while True:
+        silent = set(side.presence.asked)
+        messages = side.look(grid.get_node_ids())
+        fresh = any(message.metadata.dst_node_id not in silent for message in messages)
+        side.take_back(_exchange(grid, messages, seconds if fresh else min(seconds, _AGAIN_SECONDS)))
+        found = len(side.roster) - len(side.presence.absent)
+        if found >= fewest:
+            return
+        if monotonic() > deadline:
+            what = f"expected at least {fewest} of {len(side.roster)} clients within {seconds:g} s, found {found}"
+            missing = ", ".join(sorted(side.presence.absent))
+            causes = "\n".join(side.presence.told)
+            raise RunError(f"{what}; start {missing}, and then this run again.\n{causes}".strip())
+        sleep(min(seconds, _LOOK_SECONDS))
+
+
+def wait_for_nodes(grid: Grid, experiment: Experiment, known: int = 0) -> list[int]:
+    """Wait until all clients are there: a grid may be empty at the start.
+
+    Args:
+        grid: what carries the messages.
+        experiment: what is run.
+        known: number of clients of a run that is gone on with: they are waited for, but some may be gone.
+
+    Raises:
+        RunError: too few are, within ``engine.join_timeout``.
+    """
+    seconds, count = experiment.engine.join_timeout, known or experiment.federation.clients
+    fewest = experiment.federation.min_clients or (1 if known else count)
     deadline = monotonic() + seconds
     while len(nodes := list(grid.get_node_ids())) < count:
         if monotonic() > deadline:

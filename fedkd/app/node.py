@@ -11,7 +11,7 @@ from fedkd.data.own import Owner
 from fedkd.errors import UserError, unknown
 
 LOG = logging.getLogger("fedkd")
-NEEDED, OPTIONAL = ("client", "data", "store"), ("view", "architecture", "device", "commons")
+NEEDED, OPTIONAL = ("client", "data", "store"), ("view", "architecture", "device", "commons", "afresh")
 FLOWERS = ("partition-id", "num-partitions")
 """Keys that Flower's simulation sets."""
 
@@ -24,11 +24,13 @@ class Node:
         owner: the client and its samples.
         store: folder in which the client's states are kept.
         experiment: what is run, on this node's device and with the commons where this node has them.
+        afresh: name of a run in which the client begins anew if its state is lost; empty for none.
     """
 
     owner: Owner
     store: Path
     experiment: Experiment
+    afresh: str = ""
 
 
 def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
@@ -36,7 +38,8 @@ def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
 
     Args:
         config: what ``flower-supernode --node-config`` was given; ``view`` and ``architecture`` may be left out where
-            the experiment names one only, ``device`` and ``commons`` where they are the experiment's.
+            the experiment names one only, ``device`` and ``commons`` where they are the experiment's, ``afresh`` unless
+            a state is lost.
         experiment: what is run.
 
     Raises:
@@ -55,7 +58,7 @@ def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
     changes = {"train.device": said.get("device"), "data.name": said.get("commons")}
     here = experiment.changed(**{key: value for key, value in changes.items() if value is not None})
     owner = Owner(said["client"], said["data"], said.get("view"), said.get("architecture"))
-    return Node(owner, Path(said["store"]).expanduser(), here)
+    return Node(owner, Path(said["store"]).expanduser(), here, said.get("afresh", ""))
 
 
 def _text(key: str, value: Any) -> str:  # noqa: ANN401 - whatever the configuration holds

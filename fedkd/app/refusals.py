@@ -1,4 +1,4 @@
-"""Replies that do not count, and why: late, duplicate, stale, replayed, unasked or invalid."""
+"""Replies that do not count, and why: late, duplicate, stale, replayed, unasked, unfit or invalid."""
 
 from collections.abc import Mapping
 
@@ -17,6 +17,8 @@ REPLAYED = "replayed"
 """For an earlier round, in which this client's reply has counted already."""
 STALE = "stale"
 """For a round before the last one in which this client's reply has counted."""
+UNFIT = "unfit"
+"""To a hello, from a node that is none of this run's, says other things than before, or is one too many."""
 INVALID = "invalid"
 """Anything else about it is not as agreed."""
 

@@ -54,7 +54,43 @@ class Participant:
         )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What nodes answered to the server's hello.
+
+    Attributes:
+        nodes: the participants that they say they are, by node.
+        refused: nodes whose answers will not do, and why.
+        failed: those of them that gave no answer but an error.
+    """
+
+    nodes: Mapping[int, Participant]
+    refused: Sequence[tuple[int, str]]
+    failed: frozenset[int]
+
+
+def read_answers(replies: Iterable[Message], federation: Federation, strategy: Strategy) -> Answers:
+    """Return what the answers to a hello say; of several by one node the first that will do counts."""
+    nodes: dict[int, Participant] = {}
+    refused: list[tuple[int, str]] = []
+    failed: set[int] = set()
+    for message in replies:
+        node = message.metadata.src_node_id
+        try:
+            if node not in nodes:
+                nodes[node] = _read(message, federation, strategy)
+        except KnowledgeError as error:
+            refused.append((node, str(error)))
+            failed |= {node} if message.has_error() else set()
+    return Answers(nodes, refused, frozenset(failed))
+
+
 def read_roster(replies: Iterable[Message], federation: Federation, strategy: Strategy) -> dict[str, Participant]:
+    """Return the participants by key, given the replies to the server's hello (see :func:`roster_of`)."""
+    return roster_of(read_answers(replies, federation, strategy), federation)
+
+
+def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant]:
     """Return the participants by key, in sorted order.
 
     A client takes no part, and a warning says why, if it failed, is none of the federation's, holds another public set
@@ -62,27 +98,18 @@ def read_roster(replies: Iterable[Message], federation: Federation, strategy: St
     client holds; where clients bring their own samples, it takes what a client says, if that is possible at all.
 
     Args:
-        replies: to the server's hello.
+        answers: to the server's hello.
         federation: the server's.
-        strategy: the server's.
 
     Raises:
         RunError: nobody can take part, or fewer than must.
     """
     settings = federation.experiment.federation
     own = settings.partition == "own"
-    nodes: dict[int, Participant] = {}
-    refused: dict[str, None] = {}  # each reason once, in order
-    for message in replies:
-        node = message.metadata.src_node_id
-        try:
-            if node not in nodes:
-                nodes[node] = _read(message, federation, strategy)
-        except KnowledgeError as error:
-            refused[str(error)] = None
+    nodes, refused = answers.nodes, dict.fromkeys(reason for _, reason in answers.refused)  # each once, in order
     names = Counter(participant.card.key for participant in nodes.values())
     for key in sorted(key for key, count in names.items() if count > 1):
-        refused[f"{key}: expected one client of this name, found {names[key]}; give each its own."] = None
+        refused[two_of(key, names[key])] = None
     for reason in refused:
         LOG.warning("a client takes no part: %s", reason)
     found = sorted(nodes.values(), key=lambda participant: participant.card.key)
@@ -93,6 +120,11 @@ def read_roster(replies: Iterable[Message], federation: Federation, strategy: St
         few = f"only {len(roster)} of at least {fewest} clients can take part" if roster else "no client can take part"
         raise RunError(f"{few}.\n{causes}")
     return roster
+
+
+def two_of(key: str, count: int) -> str:
+    """Say that several nodes give one client's name."""
+    return f"{key}: expected one client of this name, found {count}; give each its own."
 
 
 def described(roster: Mapping[str, Participant]) -> list[str]:

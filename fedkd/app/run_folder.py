@@ -58,15 +58,21 @@ class RunFolder:
             path: the folder.
             rounds: number of rounds that stay, byte for byte.
         """
-        folder = cls.__new__(cls)
-        folder.path = path
+        folder = cls.of(path)
         for half in path.rglob(".*.tmp"):
             if half.is_file():
                 half.unlink()
-        content = (path / ROUNDS).read_bytes()
+        content = (path / ROUNDS).read_bytes() if (path / ROUNDS).exists() else b""
         kept = b"".join(content.splitlines(keepends=True)[:rounds])
         if kept != content:
             write_atomically(path / ROUNDS, kept)
+        return folder
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Return a run's folder as it is."""
+        folder = cls.__new__(cls)
+        folder.path = path
         return folder
 
     @property
@@ -233,9 +239,13 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
 
 
 def experiment_digest(experiment: Experiment) -> str:
-    """Return the SHA-256 of all that an experiment decides about a run's results, and nothing of where it is run."""
+    """Return the SHA-256 of all that an experiment decides about a run's results, and nothing of where it is run.
+
+    The fewest clients that it needs decide whether it goes on, and not what comes out.
+    """
     where = {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"}
-    return hashlib.sha256(experiment.model_dump_json(exclude={"engine": where}).encode()).hexdigest()
+    without = {"engine": where, "federation": {"min_clients"}}
+    return hashlib.sha256(experiment.model_dump_json(exclude=without).encode()).hexdigest()
 
 
 def _version(library: str) -> str | None:

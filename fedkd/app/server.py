@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd import metrics, seeding
-from fedkd.app import refusals
+from fedkd.app import presence, refusals
 from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import EVALUATE, HELLO, TRAIN, has_ensemble
 from fedkd.app.history import ClientRecord, Metrics, RoundRecord
-from fedkd.app.roster import Participant, described, read_roster
+from fedkd.app.presence import NOBODY, NOT_THERE, Presence
+from fedkd.app.roster import Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.validation import Claim, Expectation, read_evaluation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes
@@ -50,6 +52,8 @@ class ServerSide:
         versions: round of the last reply that counts, by client key: the version of that client's state.
         run_id: name of the run, under which clients keep their states.
         refused: number of replies of this round that did not count, by reason.
+        presence: which of the clients are there, as far as :meth:`look` has seen.
+        kept: the versions of the clients' states, by client key, in each checkpoint that a server may go on from.
     """
 
     def __init__(self, experiment: Experiment, run_id: str = "") -> None:
@@ -75,6 +79,10 @@ class ServerSide:
         self._state_digests: dict[str, str] = {}
         self.run_id = run_id or new_run_id()
         self.refused: dict[str, int] = {}
+        self.presence = Presence()
+        self.kept: Sequence[Mapping[str, int]] = ()
+        self._before: list[Message] = []
+        self._drawn: list[str] = []
         self._evaluated: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._received: dict[str, int] = {}
@@ -90,14 +98,22 @@ class ServerSide:
 
         Args:
             replies: to :meth:`hello_messages`.
-            start: where an earlier process came to; its server was set up, and is not set up again.
+            start: where an earlier process came to; its server was set up, and is not set up again. Who took part
+                then takes part now, be it absent.
 
         Raises:
             RunError: nobody can take part.
         """
-        self.roster = read_roster(replies, self.federation, self.strategy)
-        for line in described(self.roster):
-            LOG.info("takes part: %s", line)
+        if start is not None and start.roster:
+            self.roster = {key: replace(known, node_id=NOBODY) for key, known in start.roster.items()}
+            self.presence = Presence(absent=set(self.roster))
+            self.take_back(replies)
+        else:
+            answers = read_answers(replies, self.federation, self.strategy)
+            self.roster = roster_of(answers, self.federation)
+            self.presence = presence.greeted(answers, self.roster)
+            for line in described(self.roster):
+                LOG.info("takes part: %s", line)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
         with self._server_half("setup"):
             self.server.start_students(self.strategy.server_model)
@@ -109,6 +125,25 @@ class ServerSide:
             )
             self._common, self.digest = start.common, start.record.digest
             self.versions, self._state_digests = dict(start.versions), dict(start.state_digests)
+            self.kept = [start.versions]
+
+    def look(self, node_ids: Iterable[int]) -> list[Message]:
+        """See which nodes are there before a round begins, and greet those that have come back, or are new."""
+        messages = self.hello_messages(presence.look(self.presence, self.roster, node_ids))
+        self.presence.asked |= {message.metadata.dst_node_id for message in messages}
+        return messages
+
+    def take_back(self, replies: Iterable[Message]) -> None:
+        """Let absent clients take part again that have come back, at whatever node.
+
+        Args:
+            replies: to the messages of :meth:`look`, and what else has come meanwhile.
+        """
+        hellos, self.presence.late = self.presence.late, []
+        for message in replies:
+            (hellos if message.metadata.message_type == HELLO else self._before).append(message)
+        answers = read_answers(hellos, self.federation, self.strategy)
+        self.roster = presence.take_back(self.presence, self.roster, answers)
 
     # -- train ----------------------------------------------------------------------------------------------------
 
@@ -116,9 +151,13 @@ class ServerSide:
         """Start a round: draw the participants, and send each what it is to learn from."""
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
         messages: list[Message] = []
-        self._sent, self.refused = {}, {}
+        self._sent, self.refused = {}, {refusals.UNFIT: len(unfit)} if (unfit := self.presence.unfit) else {}
+        self.presence.unfit = set()
         packed: Packed = {}
-        for key in self._participants(round_):
+        self._drawn = self._participants(round_)
+        for key in self._drawn:
+            if key in self.presence.absent:
+                continue
             with self._server_half(f"download {key}"):
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
                 if download is not None:
@@ -131,12 +170,13 @@ class ServerSide:
         """Check the replies of a round, and let the strategy turn them into knowledge.
 
         Raises:
-            RunError: no reply is usable.
+            RunError: no reply is usable, or too few are.
         """
         asked = self._keys(messages)
         accepted, failed = self._check(asked, replies)
-        if asked and not accepted:
-            raise RunError(_all_failed(self.server.round, failed))
+        failed |= {key: NOT_THERE for key in self._drawn if key in self.presence.absent}
+        if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
+            raise RunError(_too_few(self.server.round, len(accepted), self._fewest_replies, failed))
         usable = [
             Reply(self.roster[key].card, claim.knowledge)
             for key, claim in sorted(accepted.items())
@@ -150,14 +190,18 @@ class ServerSide:
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
         received, sent = dict(self._received), dict(self._sent)
-        refused = dict(self.refused)
-        return RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest, refused=refused)
+        afresh = [key for key, claim in sorted(accepted.items()) if claim.afresh]
+        for key in afresh:
+            LOG.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
+        record = RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest)
+        return replace(record, refused=dict(self.refused), afresh=afresh)
 
     def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
         accepted: dict[str, Claim] = {}
         failed = dict.fromkeys(asked.values(), "no reply in time")
         self._received = {}
-        for message in replies:
+        before, self._before = self._before, []
+        for message in self._without_hellos(chain(before, replies)):
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in accepted:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
@@ -207,7 +251,7 @@ class ServerSide:
         return [
             self._message(participant.node_id, EVALUATE, self._header(key))
             for key, participant in self.roster.items()
-            if participant.models
+            if participant.models and key not in self.presence.absent
         ]
 
     def take_evaluations(
@@ -227,7 +271,7 @@ class ServerSide:
         rows: dict[str, ClientRecord] = {}
         logits: dict[str, Tensor] = {}
         failed: dict[str, str] = {}
-        for message in replies:
+        for message in self._without_hellos(replies):
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in rows:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
@@ -248,9 +292,11 @@ class ServerSide:
             if outputs is not None:
                 logits[key] = outputs
         if failed and not rows:
-            raise RunError(_all_failed(self.server.round, failed))
+            raise RunError(_too_few(self.server.round, 0, 1, failed))
         clients = [row for _, row in sorted(rows.items())]
         failed = {key: failed.get(key, "no reply in time") for key in sorted(asked.values()) if key not in rows}
+        absent = sorted(key for key in self.presence.absent if self.roster[key].models)
+        failed |= dict.fromkeys(absent, NOT_THERE)
         return self._metrics(clients, [tensor for _, tensor in sorted(logits.items())]), clients, failed
 
     def _metrics(self, clients: list[ClientRecord], logits: list[Tensor]) -> Metrics:
@@ -292,6 +338,7 @@ class ServerSide:
             self._common,
             dict(self.versions),
             dict(self._state_digests),
+            dict(self.roster),
         )
 
     # -- small things ---------------------------------------------------------------------------------------------
@@ -332,13 +379,30 @@ class ServerSide:
         return seeding.derive_seed(self.experiment.seed, "round", round_, "server")
 
     def _keys(self, messages: Iterable[Message]) -> dict[int, str]:
-        nodes = {participant.node_id: key for key, participant in self.roster.items()}
+        here = (item for item in self.roster.items() if item[0] not in self.presence.absent)
+        nodes = {participant.node_id: key for key, participant in here}
         return {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
 
     def _header(self, key: str) -> dict[str, Any]:
-        """Return what a client must know: the round, and the state that it is to start from."""
-        state = self._state_digests.get(key, "")
-        return {"round": self.server.round, "client": key, "version": self.versions.get(key, 0), "state": state}
+        """Return what a client must know: the round, the state to start from, and the oldest that it must keep."""
+        state, version = self._state_digests.get(key, ""), self.versions.get(key, 0)
+        oldest = min((versions.get(key, 0) for versions in self.kept), default=version)
+        keep = {"keep": oldest} if oldest < version else {}
+        return {"round": self.server.round, "client": key, "version": version, "state": state, **keep}
+
+    def _without_hellos(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Leave late answers to a hello for the next look."""
+        for message in replies:
+            if message.metadata.message_type == HELLO and message.metadata.src_node_id in self.presence.asked:
+                self.presence.late.append(message)
+            else:
+                yield message
+
+    @property
+    def _fewest_replies(self) -> int:
+        """As many as would be asked if only the fewest clients took part that the experiment demands."""
+        settings = self.experiment.federation
+        return max(1, round(settings.participation * (settings.min_clients or 1)))
 
     def _reason(self, message: Message, phase: str, key: str) -> str | None:
         counted = {TRAIN: self.versions.get(key, 0), EVALUATE: self._evaluated.get(key, 0)}
@@ -371,10 +435,11 @@ def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message)
         total[kind] = total.get(kind, 0) + payload_bytes(message.content)
 
 
-def _all_failed(round_: int, failed: Mapping[str, str]) -> str:
+def _too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
     """Say once what several clients failed of."""
     reasons: dict[str, list[str]] = {}
     for key, reason in sorted(failed.items()):
         reasons.setdefault(reason.strip(), []).append(key)
     causes = "\n".join(f"{', '.join(keys)}:\n{reason}" for reason, keys in reasons.items())
-    return f"round {round_}: no client sent a usable reply.\n{causes}"
+    few = f"only {count} of at least {fewest} clients sent a usable reply" if count else "no client sent a usable reply"
+    return f"round {round_}: {few}.\n{causes}"

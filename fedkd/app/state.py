@@ -109,21 +109,24 @@ class FolderStates:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str, version: int, expected: str = "") -> State | None:
+    def get(self, key: str, version: int, expected: str = "", oldest: int | None = None) -> State | None:
         """Read a client's state, and forget what no message can ask for any more.
 
         Args:
             key: the client's name.
             version: of the state.
             expected: the SHA-256 of the state that the server knows; not compared if empty.
+            oldest: version that a server which goes on from a checkpoint may ask for; older ones than this one, and
+                than ``version``, are forgotten.
 
         Raises:
             FileNotFoundError: it is not there.
             UserError: the file is damaged, or holds another state.
         """
         state = _read(self._path(key, version), expected) if version else None
+        kept = version if oldest is None else min(version, oldest)
         for path in self._folder.glob(f"{key}.*.safetensors"):
-            if int(path.name.split(".")[-2]) < version:
+            if int(path.name.split(".")[-2]) < kept:
                 path.unlink(missing_ok=True)
         return state
 

@@ -66,11 +66,13 @@ class Claim(NamedTuple):
         knowledge: the payload.
         state: SHA-256 of the client's state.
         steps: gradient steps that the client took.
+        afresh: whether it began anew, as its state was lost.
     """
 
     knowledge: Knowledge | None
     state: str
     steps: int
+    afresh: bool = False
 
 
 def read_reply(message: Message, expected: Expectation) -> Claim:
@@ -91,6 +93,8 @@ def read_reply(message: Message, expected: Expectation) -> Claim:
         steps = header.get("steps")
         if type(steps) is not int or steps < 0:
             raise KnowledgeError(f"steps: expected a whole number from 0 on, found {steps!r:.80}")
+        if header.get("afresh", True) is not True:
+            raise KnowledgeError(f"afresh: expected true or nothing, found {header['afresh']!r:.80}")
         knowledge = knowledge_of(message.content, expected.codecs)
         if knowledge is not None:
             _check_parts(knowledge, expected.kind)
@@ -98,7 +102,7 @@ def read_reply(message: Message, expected: Expectation) -> Claim:
             _check_width(knowledge, expected.dtype)
             _check_weight(knowledge, expected.num_samples)
         _expect_whole(message, header, *([] if knowledge is None else [PAYLOAD]))
-        return Claim(knowledge, state, steps)
+        return Claim(knowledge, state, steps, "afresh" in header)
 
 
 def read_evaluation(

@@ -161,6 +161,7 @@ class RayGrid(SimulationGrid[Stored]):
         self._queues: dict[Any, list[Any]] = {}  # what each worker has been given, in the order in which it is done
         self._starting: list[Any] = []
         self._far: set[Any] = set()  # workers on other nodes than the driver's
+        self._quarantined: dict[tuple[str, str], str] = {}  # why, by client key and type of message
         self._started_ray = _connect(experiment)
         self._actor_class: Any = ray.remote(Worker).options(
             num_cpus=1, num_gpus=experiment.engine.gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -186,11 +187,15 @@ class RayGrid(SimulationGrid[Stored]):
     def run_units(self, units: Sequence[Unit[Stored]]) -> Iterator[tuple[str, Message, Stored | None]]:
         """Keep every worker busy; run a unit again whose worker died.
 
+        A client that has killed ``MAX_DEATHS`` workers by a type of message gets no more of that type in this run.
+
         Raises:
             RunError: a dead worker cannot be replaced, or the round takes longer than the experiment allows.
         """
         deadline = monotonic() + self._experiment.engine.timeout
-        waiting = deque((unit, 0) for unit in self._joined(units))
+        sound, barred = self._without_quarantined(units)
+        yield from barred
+        waiting = deque((unit, 0) for unit in self._joined(sound))
         running: dict[Any, Running] = {}
         sent: dict[int, tuple[ArrayRecord, Any]] = {}
         while waiting or running:
@@ -234,7 +239,11 @@ class RayGrid(SimulationGrid[Stored]):
                 # Each alone, with the same bits: a client that kills its worker takes nobody with it.
                 waiting.extendleft(([task], guilty.deaths + 1) for task in guilty.unit)
             else:
-                yield from _failures(guilty.unit, f"killed {MAX_DEATHS} workers: {error}")
+                reason = f"killed {MAX_DEATHS} workers: {error}"
+                for message, key, _ in guilty.unit:
+                    LOG.warning("%s is in quarantine: it killed %d workers", key, MAX_DEATHS)
+                    self._quarantined[key, message.metadata.message_type] = f"in quarantine since it {reason}"
+                yield from _failures(guilty.unit, reason)
         else:
             self._queues[one.worker].remove(done)
             del running[done]
@@ -242,6 +251,22 @@ class RayGrid(SimulationGrid[Stored]):
             for row, ((message, key, _), (reply, names)) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
                 yield key, _with_records(reply, names, rows[row]), Stored(states, row) if trained else None
+
+    def _without_quarantined(
+        self, units: Sequence[Unit[Stored]]
+    ) -> tuple[list[Unit[Stored]], list[tuple[str, Message, None]]]:
+        """Divide what is to be run from the failures of clients in quarantine; the others' units keep their order."""
+        if not self._quarantined:
+            return list(units), []
+        sound: list[Unit[Stored]] = []
+        barred: list[tuple[str, Message, None]] = []
+        for unit in units:
+            reasons = [self._quarantined.get((key, message.metadata.message_type)) for message, key, _ in unit]
+            if rest := [task for task, reason in zip(unit, reasons, strict=True) if reason is None]:
+                sound.append(rest)
+            for task, reason in zip(unit, reasons, strict=True):
+                barred += [] if reason is None else _failures([task], reason)
+        return sound, barred
 
     def _kept(self, one: Running) -> Any:  # noqa: ANN401 - a reference
         """Return a unit's new states so that they outlive the worker's node: what another node holds is copied here."""

@@ -1,24 +1,20 @@
 """Go on with a run that was cut off, from its last whole checkpoint to the end that it would have had."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedkd import config
 from fedkd.app.checkpoint import Checkpoint, read_newest
+from fedkd.app.going_on import expect_unchanged, read_records
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import OnRound, Start
-from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, RunFolder, locked, manifest, read_lines
+from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, RunFolder, locked
 from fedkd.config import Experiment
 from fedkd.engine.result import Result
 from fedkd.engine.simulate import carry_out, check
 from fedkd.errors import UserError
-
-DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
-"""What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,15 @@ def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
     experiment = config.load(path / "experiment.toml", {} if workers is None else {"engine.workers": workers})
     if experiment.engine.name == "flower":
         raise UserError(f"{path}: expected a run on our own engine, found one on Flower's; start it again.")
+    elsewhere = "its clients keep their states: start its ServerApp again, as before, with this folder as out"
+    if experiment.federation.partition == "own":
+        raise UserError(f"{path}: expected a run of a simulation, found one of a deployment; {elsewhere}.")
     check(experiment)
-    _expect_unchanged(path, experiment)
+    expect_unchanged(path, experiment, "restore it, or start the run again")
     checkpoint = read_newest(path / CHECKPOINTS)
-    return CutOff(path, experiment, checkpoint, _records(path / ROUNDS, checkpoint.snapshot.record))
+    if checkpoint.states is None:
+        raise UserError(f"{path}: expected checkpoints with the clients' states, found none in them; {elsewhere}.")
+    return CutOff(path, experiment, checkpoint, read_records(path / ROUNDS, checkpoint.snapshot.record))
 
 
 def go_on(run: CutOff, on_round: OnRound = lambda record: None) -> Result:
@@ -85,35 +86,3 @@ def _expect_cut_off(path: Path) -> None:
         raise UserError(f"{path}: expected the folder of a run, found no {missing[0]} in it; check the path.")
     if (path / "summary.json").exists():
         raise UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
-
-
-def _expect_unchanged(path: Path, experiment: Experiment) -> None:
-    file = path / "manifest.json"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected the manifest of a run, but: {error}; start the run again.") from error
-    now = manifest(experiment)
-    for key in DECISIVE:
-        then, found = _value(before, key), _value(now, key)
-        if then != found:
-            what = f"{file}: {key}: expected what the run began with, {then!r:.80}, found {found!r:.80}"
-            raise UserError(f"{what}; restore it, or start the run again.")
-
-
-def _value(values: Any, dotted: str) -> Any:  # noqa: ANN401 - JSON
-    for key in dotted.split("."):
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
-
-
-def _records(path: Path, last: RoundRecord) -> list[RoundRecord]:
-    """Return the records up to a round, the last of which a checkpoint holds as well."""
-    try:
-        records = [RoundRecord(**line) for line in read_lines(path)[: last.round]]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected one record per round, but: {error}; start the run again.") from error
-    if [record.round for record in records] != list(range(1, last.round + 1)) or records[-1].digest != last.digest:
-        found = f"found {len(records)} that do not lead to the checkpoint"
-        raise UserError(f"{path}: expected the records of rounds 1 to {last.round}, {found}; start the run again.")
-    return records

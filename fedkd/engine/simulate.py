@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.app.checkpoint import Checkpoints, Snapshot
+from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import client_models
 from fedkd.app.introduction import card_of
 from fedkd.app.loop import OnRound, Start, run
@@ -145,8 +145,7 @@ def _keeper(
 
     def keep(snapshot: Snapshot) -> None:
         folder.add_round(snapshot.record)
-        round_ = snapshot.record.round
-        if checkpoints is not None and (round_ % every == 0 or round_ == experiment.rounds):
+        if checkpoints is not None and is_due(snapshot.record.round, every, experiment.rounds):
             checkpoints.save(snapshot, grid.state_of)
 
     return keep

@@ -31,11 +31,18 @@ class Federation(Deployment):
         for key, config in divide(experiment, self.files).items():
             shutil.copy(config, self.folder / key / "node.toml")
 
-    def start_nodes(self, **env: str) -> None:
-        """Start all nodes, and wait until they are let in."""
-        self.nodes = {key: self.script(f"{key}/start.sh", **env) for key in self.clients}
+    def start_nodes(self, **special: dict[str, str]) -> None:
+        """Start all nodes, some with an environment of their own, and wait until they are let in."""
+        self.nodes = {key: self.script(f"{key}/start.sh", **special.get(key, {})) for key in self.clients}
         for node in self.nodes.values():
             node.wait_for("SuperNode ID: ")
+
+    def restart_nodes(self, experiment: Experiment, **special: dict[str, str]) -> None:
+        """Give all nodes the samples of another experiment: a node reads its configuration when it starts."""
+        for node in self.nodes.values():
+            node.stop()
+        self.hand_out(experiment)
+        self.start_nodes(**special)
 
     def run(self, out: Path, *options: str) -> Started:
         """Let the operator run the experiment; return the command when it has ended."""

@@ -45,8 +45,9 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 def serve(address: str) -> None:
     """Fork for every program that asks, for ever."""
-    import fedkd.app.flower
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    import fedkd.app.flower
 
     assert fedkd.app.flower.client_app
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: they tell their programs how they ended

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import fedkd
+from fedkd.app import going_on as module
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import locked, read_lines
 from fedkd.config import Experiment
-from fedkd.engine import resume as module
 from fedkd.engine.resume import read_cut_off, resume
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError

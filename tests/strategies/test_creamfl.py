@@ -103,11 +103,10 @@ def test_two_rounds_by_hand(lab: SimpleNamespace) -> None:
         sent: dict[str, list[Tensor]] = {"image": [], "image@4": []}
         for key, student in students.items():
             view, own = views[key], federation.private(key)
+            before = represented(student, view).detach()  # of the last round's model, as the authors have it
             lab.descend(lambda s=student, x=own: cross_entropy(s(x.inputs), x.labels), [student], lab.epochs)
             if said is not None:
                 here, there = said[view], said[other[view]]
-                before = represented(student, view).detach()
-
                 lab.descend(partial(contrast, student, view, here, there, before), [student], CONTRAST)
             sent[view].append(represented(student, view).detach())
         known = of_all(servers)

@@ -1,0 +1,129 @@
+"""What a process needs to go on with a run that an earlier one began: its folder, as the earlier one left it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkd.app.checkpoint import generations, read_newest
+from fedkd.app.history import RoundRecord
+from fedkd.app.loop import Start
+from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked, manifest, read_lines
+from fedkd.config import Experiment
+from fedkd.errors import UserError
+
+LOG = logging.getLogger("fedkd")
+DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
+"""What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
+EXPERIMENT, MANIFEST, SUMMARY = "experiment.toml", "manifest.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run folder that nobody else writes into.
+
+    Attributes:
+        folder: the folder.
+        start: where an earlier process came to; None for the beginning.
+        complete: whether there is nothing left to do.
+    """
+
+    folder: RunFolder
+    start: Start | None = None
+    complete: bool = False
+
+
+@contextmanager
+def opened(path: Path, experiment: Experiment) -> Iterator[Opened]:
+    """Open the folder of a run whose clients keep their own states: a new one, or that of an earlier process.
+
+    Raises:
+        UserError: another process is at it, or it is the folder of something else.
+    """
+    with suppress(OSError):  # the folder itself says so better
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path) if path.is_dir() else nullcontext():
+        if not (path / MANIFEST).is_file():
+            _forget_hardly_begun(path, experiment)
+            yield Opened(RunFolder(path, experiment))
+            return
+        expect_unchanged(path, experiment, "restore it, or name another folder as out")
+        if (path / SUMMARY).exists():
+            LOG.info("complete, nothing is left to do: %s", path)
+            yield Opened(RunFolder.of(path), complete=True)
+            return
+        start = _start(path)
+        done = len(start.records) if start else 0
+        LOG.info("going on after round %d: %s", done, path)
+        yield Opened(RunFolder.reopen(path, done), start)
+
+
+def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
+    """Refuse to go on with a run if anything that decides its bits is not as it was.
+
+    Args:
+        path: the run folder.
+        experiment: what is to be run now.
+        remedy: what to do about it, as the end of the message.
+
+    Raises:
+        UserError: names the first that differs.
+    """
+    file = path / MANIFEST
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: expected the manifest of a run, but: {error}; {remedy}.") from error
+    now = manifest(experiment)
+    for key in DECISIVE:
+        then, found = _value(before, key), _value(now, key)
+        if then != found:
+            what = f"{file}: {key}: expected what the run began with, {then!r:.80}, found {found!r:.80}"
+            raise UserError(f"{what}; {remedy}.")
+
+
+def read_records(path: Path, last: RoundRecord) -> list[RoundRecord]:
+    """Return the records up to a round, the last of which a checkpoint holds as well.
+
+    Raises:
+        UserError: they are others.
+    """
+    try:
+        records = [RoundRecord(**line) for line in read_lines(path)[: last.round]]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected one record per round, but: {error}; start the run again.") from error
+    if [record.round for record in records] != list(range(1, last.round + 1)) or records[-1].digest != last.digest:
+        found = f"found {len(records)} that do not lead to the checkpoint"
+        raise UserError(f"{path}: expected the records of rounds 1 to {last.round}, {found}; start the run again.")
+    return records
+
+
+def _start(path: Path) -> Start | None:
+    if not generations(path / CHECKPOINTS):
+        return None
+    checkpoint = read_newest(path / CHECKPOINTS)
+    if checkpoint.states is not None:
+        found = "found one whose checkpoints hold them"
+        raise UserError(f"{path}: expected a run whose clients keep their states, {found}; go on by: fedkd resume.")
+    return Start(checkpoint.snapshot, read_records(path / ROUNDS, checkpoint.snapshot.record))
+
+
+def _forget_hardly_begun(path: Path, experiment: Experiment) -> None:
+    """Remove what a process has left that died while it made the folder, and nothing that anybody else has written."""
+    file = path / EXPERIMENT
+    found = list(path.iterdir()) if path.is_dir() else []
+    ours = [entry for entry in found if entry == file or (entry.name.startswith(".") and entry.suffix == ".tmp")]
+    if {entry.name for entry in found if entry not in ours} - {FLOWER_LOG}:
+        return
+    if not file.exists() or file.read_bytes() == experiment.to_toml().encode():
+        for entry in ours:
+            entry.unlink()
+
+
+def _value(values: Any, dotted: str) -> Any:  # noqa: ANN401 - JSON
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
