@@ -34,8 +34,12 @@ def announcer(write: Callable[[str], Any] | None = None) -> Announce:
     return announce
 
 
+def nothing_announced(kind: str, values: Mapping[str, Any]) -> None:
+    """Announce nothing: who has asked for the run has its folder."""
+
+
 def announce_end(announce: Announce, folder: Path) -> None:
-    """Announce what the run folder on the server's machine holds, and last of all the summary."""
+    """Announce what the run folder on the server's machine holds beside its rounds, and last of all the summary."""
     announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
     for client in read_lines(folder / CLIENTS):
         announce("client", client)

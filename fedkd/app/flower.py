@@ -21,12 +21,12 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedkd
 from fedkd import config
-from fedkd.app.announce import Announce, announce_end, announcer
+from fedkd.app.announce import Announce, announce_end, announcer, nothing_announced
 from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import HELLO, TRAIN, ClientSide, ClientTask, client_models, failure
 from fedkd.app.going_on import Opened, opened
 from fedkd.app.history import RoundRecord
-from fedkd.app.loop import OnRound, Run, run
+from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
 from fedkd.app.punctual import Punctual
 from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, new_folder, read_lines
@@ -48,20 +48,20 @@ def make_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         experiment = experiment_of(context.run_config)
-        announce = announcer() if is_own(experiment) else None
+        announce = announcer() if is_own(experiment) else nothing_announced
         out = str(context.run_config.get("out", ""))
         chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
         with _log_shown(), chosen as path, opened(path, experiment) as found:
-            on_round = _keeper(found, announce)
+            for row in read_lines(path / ROUNDS):  # of an earlier process
+                announce("round", row)
             if not found.complete:
-                _run_in(found, grid, experiment, context, on_round)
-            if announce is not None:
-                announce_end(announce, path)
+                _run_in(found, grid, experiment, context, announce)
+            announce_end(announce, path)
 
     return app
 
 
-def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context, on_round: OnRound) -> None:
+def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context, announce: Announce) -> None:
     """Run an experiment from where its folder says to its end, and write a checkpoint whenever one is due."""
     folder, run_id = found.folder, found.folder.run_id
     every, start = experiment.engine.checkpoint_every, found.start
@@ -73,8 +73,12 @@ def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context,
             checkpoints.save(snapshot, None)  # the clients keep their states
         return due
 
+    def add_round(record: RoundRecord) -> None:
+        folder.add_round(record)
+        announce("round", record.to_json())
+
     carrier = Punctual(grid) if is_own(experiment) else grid
-    finished = run(carrier, experiment, on_round, keep, start, run_id)
+    finished = run(carrier, experiment, add_round, keep, start, run_id)
     states = {} if is_own(experiment) else _states_here(context, finished, run_id)
     folder.finish(finished, client_models(experiment, states) if states else {})
 
@@ -95,23 +99,6 @@ def make_client_app() -> ClientApp:
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
     return app
-
-
-def _keeper(found: Opened, announce: Announce | None) -> OnRound:
-    """Return what writes a round's record into the run folder, and for an operator elsewhere into the log.
-
-    The rounds of an earlier process are announced again: their operator may not have heard of them.
-    """
-    earlier = read_lines(found.folder.path / ROUNDS) if found.start or found.complete else []
-    say = announce or (lambda kind, values: None)
-    for record in earlier:
-        say("round", record)
-
-    def keep(record: RoundRecord) -> None:
-        found.folder.add_round(record)
-        say("round", record.to_json())
-
-    return keep
 
 
 @contextmanager

@@ -7,7 +7,7 @@ comes back through the run's log (see :mod:`fedkd.app.announce`).
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -97,8 +97,9 @@ def run(
         run_id = commands.submit(app)
         try:
             commands.watch(run_id, on_poll=told.report)
-        except KeyboardInterrupt:
-            commands.ask("stop", run_id, CONNECTION)
+        except KeyboardInterrupt:  # nobody waits for it any more: the nodes are free again
+            with suppress(RunError):
+                commands.ask("stop", run_id, CONNECTION)
             raise
     return _keep(announced(_read(log)), out)
 

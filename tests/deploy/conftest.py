@@ -71,6 +71,7 @@ class Deployment:
         self.address = f"{network.address('superlink')}:{free_port()}"
         self.folder = folder / "fed"
         self.logs = folder
+        self.programs: list[str] = []  # folders of programs that stand in for Flower's
         self._started: list[Started] = []
         deployment.init(self.folder, self.address, nodes)
 
@@ -88,7 +89,7 @@ class Deployment:
         return self.start(["flower-supernode", *address, *options], **env)
 
     def start(self, command: list[str], machine: str = "superlink", **env: str) -> Started:
-        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+        path = os.pathsep.join([*self.programs, sysconfig.get_path("scripts"), os.environ["PATH"]])
         log = self.logs / f"{len(self._started)}.log"
         mark = {"FLWR_HOME": str(self.logs / "home"), "FEDKD_TEST": str(self.logs), "RUNTIME_PORT": str(free_port())}
         ours = {"PYTHONPATH": str(Path(fedkd.__file__).parents[1]), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}

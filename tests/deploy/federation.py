@@ -1,13 +1,17 @@
 """A federation of real processes: a SuperLink and nodes with samples of their own, by TLS and keys."""
 
+import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedkd.config import Experiment
 from fedkd.data.dividing import divide
+from tests.deploy import warm
 from tests.deploy.conftest import LISTENS, Deployment, Started
 from tests.deploy.network import machines
 
@@ -27,11 +31,18 @@ class Federation(Deployment):
         for key, config in divide(experiment, self.files).items():
             shutil.copy(config, self.folder / key / "node.toml")
 
-    def start_nodes(self, **env: str) -> None:
-        """Start all nodes, and wait until they are let in."""
-        self.nodes = {key: self.script(f"{key}/start.sh", **env) for key in self.clients}
+    def start_nodes(self, **special: dict[str, str]) -> None:
+        """Start all nodes, some with an environment of their own, and wait until they are let in."""
+        self.nodes = {key: self.script(f"{key}/start.sh", **special.get(key, {})) for key in self.clients}
         for node in self.nodes.values():
             node.wait_for("SuperNode ID: ")
+
+    def restart_nodes(self, experiment: Experiment, **special: dict[str, str]) -> None:
+        """Give all nodes the samples of another experiment: a node reads its configuration when it starts."""
+        for node in self.nodes.values():
+            node.stop()
+        self.hand_out(experiment)
+        self.start_nodes(**special)
 
     def run(self, out: Path, *options: str) -> Started:
         """Let the operator run the experiment; return the command when it has ended."""
@@ -39,8 +50,23 @@ class Federation(Deployment):
         where = ["--superlink", self.address, *certificates, "--out", str(out)]
         command = [sys.executable, "-m", "fedkd", "deploy", "run", str(self.files / "experiment.toml"), *where]
         started = self.start([*command, *options], machine="operator", no_proxy="*")
-        started.process.wait(500)
+        started.process.wait(900)
         return started
+
+
+@contextmanager
+def warm_programs() -> Iterator[list[str]]:
+    """Start what client halves are forked from, unless ``FEDKD_COLD`` is set; yield folders of programs for nodes."""
+    if os.environ.get("FEDKD_COLD") or sys.platform != "linux":
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="fk") as folder:
+        process: subprocess.Popen[bytes] = warm.start(Path(folder))
+        try:
+            yield [str(Path(folder) / "bin")]
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""Real processes end as the simulation does: a SuperLink and four SuperNodes with their own samples, by TLS and keys.
+
+``pytest -m slow tests/deploy/test_parity.py``; with ``FEDKD_COLD=1`` every client half starts as users' do, which takes
+several times as long (see ``warm.py``).
+"""
+
+from pathlib import Path
+
+import pytest
+
+import fedkd
+from fedkd import simulate
+from fedkd.app.run_folder import read_lines
+from fedkd.config import Experiment
+from fedkd.data.federation import build
+from tests.data.test_dividing import experiment_of
+from tests.deploy.federation import Federation, federation, warm_programs
+
+pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Return a federation whose nodes are there."""
+    with (
+        warm_programs() as programs,
+        federation(tmp_path_factory.mktemp("federation"), experiment_of("fedmd")) as running,
+    ):
+        running.programs = programs
+        running.start_nodes()
+        yield running
+
+
+def small(strategy: str) -> Experiment:
+    return experiment_of(strategy).changed(**{"engine.evaluate_every": 0})
+
+
+@pytest.mark.parametrize("strategy", ["fedmd", "feddf", "fedcqkd"])
+def test_a_deployment_ends_as_the_simulation_does(here: Federation, strategy: str, tmp_path: Path) -> None:
+    experiment = small(strategy)
+    expected = simulate(experiment)
+    here.restart_nodes(experiment)
+
+    ran = here.run(tmp_path / "out")
+
+    assert ran.process.returncode == 0, ran.said
+    rounds = read_lines(tmp_path / "out" / "rounds.jsonl")
+    assert [{**row, "seconds": 0} for row in rounds] == [{**row, "seconds": 0} for row in expected.rounds]
+    assert read_lines(tmp_path / "out" / "clients.jsonl") == list(expected.clients)
+    assert f"digest  {expected.digest}" in ran.said
+    assert "round 1 " in ran.said
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_client_half_that_fails_ends_the_command_with_1_and_its_traceback(here: Federation, tmp_path: Path) -> None:
+    """All fail: a round without any reply ends the run."""
+    experiment = small("feddf")
+    here.restart_nodes(experiment)
+    for key in here.clients:
+        here.harm(key)
+
+    ran = here.run(tmp_path / "out")
+
+    assert ran.process.returncode == 1
+    assert "the run failed: the Flower run ended as finished:failed" in ran.said
+    assert "round 1: no client sent a usable reply" in ran.said
+    assert "in client_round" in ran.said
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_node_with_other_code_is_refused_by_name(here: Federation, tmp_path: Path) -> None:
+    experiment = small("fedmd")
+    assert len(build(experiment).holdings) == 4
+    other = here.other_code(tmp_path / "other")
+    here.restart_nodes(experiment, {"client-2": {"PYTHONPATH": str(other), "FEDKD_COLD": "1"}})
+
+    ran = here.run(tmp_path / "out")
+
+    assert ran.process.returncode == 1
+    assert "only 3 of at least 4 clients can take part" in ran.said
+    assert "client-2: code: expected" in ran.said
+    assert "client-1: code" not in ran.said
+    assert Path(fedkd.__file__).parent != other / "fedkd"

@@ -1,0 +1,150 @@
+"""``fedkd deploy run``: what it refuses, what it writes, and how it ends; Flower is a stand-in here."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedkd.app.announce import announcer
+from fedkd.app.run_folder import read_lines
+from fedkd.config import Experiment
+from fedkd.deploy import run as deployed
+from fedkd.deploy.run import Connection
+from fedkd.errors import RunError, UserError
+
+OWN = Experiment(
+    strategy="fedmd", rounds=2, federation={"partition": "own", "clients": 2}, data={"name": "there/commons.npz"}
+)
+ROUND = {"seconds": 1.0, "participants": {"a": 3}, "failed": {}, "bytes_up": {}, "bytes_down": {}, "digest": "d"}
+SUMMARY = {"strategy": "fedmd", "digest": "d2"}
+
+
+class Flower:
+    """In the place of Flower's commands: announces what a server would."""
+
+    def __init__(self, output, entry):
+        self.output, self.entry, self.asked = output, entry, []
+        self.stopped = False
+
+    def submit(self, app):
+        self.project = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
+        return "17"
+
+    def watch(self, run_id, on_poll):
+        announce = announcer(lambda line: self.output.write(line.encode()))
+        for number in (1, 2, 2):  # a log that is fetched again
+            announce("round", {**ROUND, "round": number})
+            self.output.flush()
+            on_poll()
+        self.end(announce)
+        self.output.flush()
+
+    def end(self, announce):
+        for kind, values in {"manifest": {"fedkd": "1"}, "client": {"client": "a"}, "folder": {"path": "/x"}}.items():
+            announce(kind, values)
+        announce("summary", SUMMARY)
+
+    def ask(self, *command):
+        self.asked.append(command)
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    """Return what was made in the place of Flower's commands, and let a test change it."""
+    made = []
+
+    def put(kind=Flower):
+        def make(output, entry):
+            made.append(kind(output, entry))
+            return made[-1]
+
+        monkeypatch.setattr(deployed, "Commands", make)
+        return made
+
+    return put
+
+
+def connection() -> Connection:
+    return Connection.checked("127.0.0.1:9000", None, insecure_on_purpose=False)
+
+
+def test_a_run_is_told_round_by_round_and_brought_home(flower, tmp_path):
+    made, told = flower(), []
+
+    summary = deployed.run(OWN, connection(), tmp_path / "out", "there/run", told.append)
+
+    assert summary == {**SUMMARY, "folder": "/x"}
+    assert [record.round for record in told] == [1, 2]
+    config = made[0].project["tool"]["flwr"]["app"]["config"]
+    assert config["out"] == "there/run"
+    assert tomllib.loads(config["experiment"])["data"]["name"] == "there/commons.npz", "a path of other machines"
+    assert [row["round"] for row in read_lines(tmp_path / "out" / "rounds.jsonl")] == [1, 2]
+    assert read_lines(tmp_path / "out" / "clients.jsonl") == [{"client": "a"}]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8")) == SUMMARY
+    assert made[0].stopped
+
+
+def test_a_run_without_a_result_is_an_error(flower, tmp_path):
+    class Early(Flower):
+        def end(self, announce):
+            pass
+
+    flower(Early)
+
+    with pytest.raises(RunError, match=r"ended without a result; its log is .*flower\.log"):
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_an_interrupted_operator_stops_the_run(flower, tmp_path):
+    class Interrupted(Flower):
+        def watch(self, run_id, on_poll):
+            raise KeyboardInterrupt
+
+        def ask(self, *command):
+            super().ask(*command)
+            raise RunError("no SuperLink")
+
+    made = flower(Interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert made[0].asked == [("stop", "17", "fedkd")]
+    assert made[0].stopped
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"federation.partition": "dirichlet"}, "expected 'own', where every node has its samples, found 'dirichlet'"),
+        ({"strategy": "fedmb"}, "did you mean 'fedmd'"),
+        ({"strategies.fedmd": {"digest_epoch": 3}}, "digest_epoch"),
+    ],
+)
+def test_what_no_deployment_can_run_is_refused_before_anybody_is_asked(flower, tmp_path, changes, problem):
+    made = flower()
+
+    with pytest.raises(UserError, match=problem):
+        deployed.run(OWN.changed(**changes), connection(), tmp_path / "out")
+
+    assert not made
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_text_stays_on_this_machine_unless_somebody_says_so(tmp_path):
+    (tmp_path / "ca.crt").write_text("x", encoding="utf-8")
+
+    assert connection().entry() == {"address": "127.0.0.1:9000", "insecure": True}
+    with pytest.raises(UserError, match=r"fed\.example\.org:8000: expected TLS"):
+        Connection.checked("fed.example.org", None, insecure_on_purpose=False)
+    assert Connection.checked("fed.example.org", None, insecure_on_purpose=True).entry()["insecure"]
+    safe = Connection.checked("fed.example.org", tmp_path / "ca.crt", insecure_on_purpose=False)
+    assert safe.entry() == {"address": "fed.example.org:8000", "root-certificates": str(tmp_path / "ca.crt")}
+    with pytest.raises(UserError, match="--root-certificates: expected a file"):
+        Connection.checked("fed.example.org", Path("none.crt"), insecure_on_purpose=False)
