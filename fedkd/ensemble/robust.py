@@ -173,6 +173,8 @@ def exp_guard(
     expect_shape("scores", scores, len(logits))
     expect_not_negative("scores", scores)
     expect_within("eta", eta, 0)
+    if not callable(centre):
+        raise ValueError(f"centre: expected a rule such as ensemble.coordinate_median, found {centre!r}.")
     order = own_order(logits, scores)
     ordered, before = logits.detach()[order].contiguous(), scores.detach().double()[order]
     middle = centre(ordered).double()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedkd.checks import expect_numbers, expect_positive, expect_shape
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 
 def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fedkd.checks import expect_labels, expect_numbers, expect_positive, expect_shape
+from fedkd.checks import expect_labels, expect_number, expect_numbers, expect_positive, expect_shape, expect_tensor
 from fedkd.losses._arguments import alike, expect_all_positive, rows
-from fedkd.losses._numerics import products, unit, wide
+from fedkd.numerics import products, unit, wide
 
 _VARIANCE_FLOOR = 1e-5
 _CRD_EPS = 1e-7
@@ -43,6 +43,8 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor) -> Tensor:
 
     Elsewhere: mdistiller keeps the variances in a plain list: untrained, 5 for ever.
     """
+    expect_tensor("mean", mean)
+    expect_tensor("variance", variance)
     expect_shape("mean", mean, "N", "C", *"d" * (mean.ndim - 2))
     channels = mean.shape[1]
     expect_shape("variance", variance, *((channels,) if variance.ndim == 1 else mean.shape))
@@ -85,7 +87,8 @@ def vid_start(variance: float = 5.0) -> float:
 
     Elsewhere: RepDistiller agrees.
     """
-    if not _VARIANCE_FLOOR < variance < math.inf:
+    expect_positive("variance", variance)
+    if variance <= _VARIANCE_FLOOR:
         raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance}.")
     return variance - _VARIANCE_FLOOR + math.log(-math.expm1(_VARIANCE_FLOOR - variance))
 
@@ -199,9 +202,11 @@ def crd_remember(
     Elsewhere: RepDistiller agrees.
     """
     expect_positive("temperature", temperature)
+    expect_number("momentum", momentum)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: expected a number from 0 to below 1, found {momentum}.")
-    student, teacher = _embeddings(student.detach(), teacher)
+    student, teacher = _embeddings(student, teacher)
+    student = student.detach()
     _expect_contrast(memory, contrast, student)
     scales = _scales(*_scores(student, teacher, memory, contrast, temperature), memory)
     own = contrast[:, 0]
@@ -220,6 +225,8 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _expect_contrast(memory: CrdMemory, contrast: Tensor, student: Tensor) -> None:
+    if not isinstance(memory, CrdMemory):
+        raise ValueError(f"memory: expected a CrdMemory, found {type(memory).__name__}; crd_start makes one.")
     expect_shape("memory.student", memory.student, "M", student.shape[1])
     expect_shape("memory.teacher", memory.teacher, *memory.student.shape)
     expect_shape("memory.student_scale", memory.student_scale)

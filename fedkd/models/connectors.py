@@ -11,7 +11,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.losses._numerics import pooled
+from fedkd.numerics import pooled
 
 Shape = tuple[int, int, int]
 Norm = Literal["batch", "group", "none"]

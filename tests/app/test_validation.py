@@ -48,12 +48,12 @@ def test_a_client_may_say_that_it_has_begun_anew_and_nothing_else_about_it() -> 
 
 
 def test_an_honest_reply_without_payload_is_read() -> None:
-    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7, False)
 
 
 def test_nothing_is_read_only_where_it_may_be_sent() -> None:
     optional = replace(expected(), optional=True)
-    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7, False)
     assert read_reply(reply(pack(HEADER, SOFT)), optional).knowledge is not None
     with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found ''"):
         read_reply(reply(pack(HEADER)), expected())
