@@ -29,11 +29,11 @@ def free_port() -> int:
 class Started:
     """One program, and what it said so far."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: Path, env: dict[str, str], folder: Path | None = None) -> None:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
 
     @property
@@ -88,13 +88,13 @@ class Deployment:
         address = ["--superlink", self.address, "--port", str(free_port())]
         return self.start(["flower-supernode", *address, *options], **env)
 
-    def start(self, command: list[str], machine: str = "superlink", **env: str) -> Started:
+    def start(self, command: list[str], machine: str = "superlink", folder: Path | None = None, **env: str) -> Started:
         path = os.pathsep.join([*self.programs, sysconfig.get_path("scripts"), os.environ["PATH"]])
         log = self.logs / f"{len(self._started)}.log"
         mark = {"FLWR_HOME": str(self.logs / "home"), "FEDKD_TEST": str(self.logs), "RUNTIME_PORT": str(free_port())}
         ours = {"PYTHONPATH": str(Path(fedkd.__file__).parents[1]), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
         environment = {**os.environ, **mark, **ours, "PATH": path, "no_proxy": HOST, "PYTHONUNBUFFERED": "1", **env}
-        self._started.append(Started([*self.network.prefix(machine), *command], log, environment))
+        self._started.append(Started([*self.network.prefix(machine), *command], log, environment, folder))
         return self._started[-1]
 
     def stop(self) -> None:

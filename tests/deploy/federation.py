@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fedkd
 from fedkd.config import Experiment
 from fedkd.data.dividing import divide
 from tests.deploy import warm
@@ -44,12 +46,22 @@ class Federation(Deployment):
         self.hand_out(experiment)
         self.start_nodes(**special)
 
-    def run(self, out: Path, *options: str) -> Started:
-        """Let the operator run the experiment; return the command when it has ended."""
+    def other_code(self, folder: Path) -> dict[str, str]:
+        """Return the environment of a node that runs other code: a copy of ours with one comment more."""
+        source = Path(fedkd.__file__).parents[1]
+        for package in ("fedkd", "strategies"):
+            shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        with (folder / "fedkd" / "averaging.py").open("a", encoding="utf-8") as file:
+            file.write("# another version\n")
+        own = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])  # its client half starts cold
+        return {"PYTHONPATH": str(folder), "PATH": own}
+
+    def run(self, out: Path, *options: str, folder: Path | None = None) -> Started:
+        """Let the operator run the experiment, from a folder; return the command when it has ended."""
         certificates = ["--root-certificates", str(self.folder / "operator" / "ca.crt")]
         where = ["--superlink", self.address, *certificates, "--out", str(out)]
         command = [sys.executable, "-m", "fedkd", "deploy", "run", str(self.files / "experiment.toml"), *where]
-        started = self.start([*command, *options], machine="operator", no_proxy="*")
+        started = self.start([*command, *options], machine="operator", folder=folder, no_proxy="*")
         started.process.wait(900)
         return started
 

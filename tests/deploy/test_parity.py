@@ -8,15 +8,34 @@ from pathlib import Path
 
 import pytest
 
-import fedkd
 from fedkd import simulate
 from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
-from fedkd.data.federation import build
 from tests.data.test_dividing import experiment_of
 from tests.deploy.federation import Federation, federation, warm_programs
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+
+FAILING = '''
+"""A strategy whose clients fail."""
+
+from typing import final
+
+from fedkd.knowledge import SoftLabels
+from fedkd.strategy import MethodCard, Strategy
+
+
+@final
+class Failing(Strategy):
+    card = MethodCard(title="test", authors="-", year=2026, up=SoftLabels, down=SoftLabels)
+
+    def client_round(self, client, received):
+        raise LookupError(f"no teacher in round {client.round}")
+
+    def server_round(self, server, replies):
+        return None
+'''
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +75,23 @@ def test_a_client_half_that_fails_ends_the_command_with_1_and_its_traceback(here
     """All fail: a round without any reply ends the run."""
     experiment = small("feddf")
     here.restart_nodes(experiment)
-    for key in here.clients:
-        here.harm(key)
+    (tmp_path / "strategies").mkdir()
+    (tmp_path / "strategies" / "failing.py").write_text(FAILING, encoding="utf-8")
 
-    ran = here.run(tmp_path / "out")
+    ran = here.run(tmp_path / "out", "--set", "strategy=failing", folder=tmp_path)
 
     assert ran.process.returncode == 1
     assert "the run failed: the Flower run ended as finished:failed" in ran.said
     assert "round 1: no client sent a usable reply" in ran.said
     assert "in client_round" in ran.said
+    assert "LookupError: no teacher in round 1" in ran.said
+    assert ran.said.count("LookupError") == 1, "said once for all who failed so"
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_a_node_with_other_code_is_refused_by_name(here: Federation, tmp_path: Path) -> None:
     experiment = small("fedmd")
-    assert len(build(experiment).holdings) == 4
-    other = here.other_code(tmp_path / "other")
-    here.restart_nodes(experiment, {"client-2": {"PYTHONPATH": str(other), "FEDKD_COLD": "1"}})
+    here.restart_nodes(experiment, **{"client-2": here.other_code(tmp_path / "other")})
 
     ran = here.run(tmp_path / "out")
 
@@ -80,4 +99,3 @@ def test_a_node_with_other_code_is_refused_by_name(here: Federation, tmp_path: P
     assert "only 3 of at least 4 clients can take part" in ran.said
     assert "client-2: code: expected" in ran.said
     assert "client-1: code" not in ran.said
-    assert Path(fedkd.__file__).parent != other / "fedkd"
