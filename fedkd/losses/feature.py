@@ -169,7 +169,7 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
     Elsewhere: The official code agrees. It belongs to the BatchNorm before the ReLU *after* the block.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
-    if not all(isinstance(each, Tensor) and each.ndim == 1 for each in (weight, bias)):
+    if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.ndim == bias.ndim == 1):
         raise ValueError(f"batchnorm: expected a BatchNorm with weight and bias, found {batchnorm}.")
     expect_numbers("batchnorm.weight", weight)
     expect_numbers("batchnorm.bias", bias)
@@ -213,10 +213,11 @@ def review_kd(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Ten
 
 
 def _stages(name: str, maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    if isinstance(maps, list | tuple):
-        return maps
-    expect_tensor(name, maps)
-    return [maps]
+    if isinstance(maps, Tensor):
+        return [maps]
+    if not isinstance(maps, list | tuple):
+        expect_tensor(name, maps)
+    return maps
 
 
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:

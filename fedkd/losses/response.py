@@ -172,8 +172,8 @@ def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, cla
     expect_positive("temperature", temperature)
     expect_choice("classes", classes, ("sum", "mean"))
     if temperature > WARM:  # sigmoid(z / T) is the softmax of z and 0
-        pairs = (torch.stack([logits, torch.zeros_like(logits)], dim=2).flatten(0, 1) for logits in (student, teacher))
-        return divergence(*pairs, temperature) * (student.shape[1] if classes == "sum" else 1)
+        ours, theirs = (torch.stack([z, torch.zeros_like(z)], dim=2).flatten(0, 1) for z in (student, teacher))
+        return divergence(ours, theirs, temperature) * (student.shape[1] if classes == "sum" else 1)
     student, teacher = student / temperature, teacher / temperature
     yes = torch.sigmoid(teacher) * (logsigmoid(teacher) - logsigmoid(student))
     no = torch.sigmoid(-teacher) * (logsigmoid(-teacher) - logsigmoid(-student))
