@@ -243,6 +243,7 @@ EXAMPLES = {
 
 NO_LOSSES = {
     "crd_remember",
+    "crd_start",
     "ema_update",
     "hardest_negatives",
     "ofd_margin",
