@@ -1,7 +1,9 @@
 """fedkd: federated knowledge distillation on Flower and Ray.
 
 ``fedkd.simulate(experiment)`` runs one experiment, and ``fedkd.resume(folder)`` goes on with one that was cut off;
-everything else is imported from the module that it lives in.
+everything else is imported from the module that it lives in. Without a federation: ``fedkd.losses``, ``fedkd.ensemble``
+(several teachers), ``fedkd.calibration``, ``fedkd.knowledge`` (payloads, codecs) and ``fedkd.models`` (features,
+connectors); see ``docs/library.md``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -10,13 +10,16 @@ from outside (samples, labels, knowledge of others) has been validated before it
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_SHORT = 40  # characters of text that a message repeats
 _unchecked: ContextVar[bool] = ContextVar("_unchecked", default=False)
 
 
@@ -30,6 +33,23 @@ def values_unchecked() -> Iterator[None]:
         _unchecked.reset(token)
 
 
+def expect_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor, such as an array, a list of tensors, or a number.
+
+    Raises:
+        ValueError: ``value`` is something else; the message says how to make a tensor of it.
+    """
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, Sequence) and value and all(isinstance(each, Tensor) for each in value):
+        todo = "; call torch.stack on it"
+    elif isinstance(value, Sequence | np.ndarray | Real) and not isinstance(value, str):
+        todo = "; call torch.as_tensor on it"
+    else:
+        todo = ""
+    raise ValueError(f"{name}: expected a tensor, found {_described(value)}{todo}.")
+
+
 def expect_shape(name: str, value: Tensor, *expected: int | str) -> None:
     """Refuse a tensor of another shape.
 
@@ -39,8 +59,9 @@ def expect_shape(name: str, value: Tensor, *expected: int | str) -> None:
         expected: one entry for each dimension: its size, or its letter where any size of one or more will do.
 
     Raises:
-        ValueError: ``value`` has another shape, or is empty along a dimension named by a letter.
+        ValueError: ``value`` is no tensor, has another shape, or is empty along a dimension named by a letter.
     """
+    expect_tensor(name, value)
     fits = value.ndim == len(expected) and all(
         size > 0 if isinstance(wanted, str) else size == wanted
         for size, wanted in zip(value.shape, expected, strict=True)
@@ -79,6 +100,7 @@ def expect_numbers(name: str, value: Tensor) -> None:
     Raises:
         ValueError: ``value`` does not hold finite floating-point numbers.
     """
+    expect_tensor(name, value)
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected floating-point numbers, found {value.dtype}.")
     expect_finite(name, value)
@@ -99,7 +121,8 @@ def expect_labels(name: str, value: Tensor, samples: int, classes: int, *, of: s
     """
     expect_shape(name, value, samples)
     if value.dtype != torch.int64:
-        raise ValueError(f"{name}: expected {of} of type int64, found {value.dtype}.")
+        todo = "give the class numbers themselves" if value.dtype == torch.bool else "call .long() on it"
+        raise ValueError(f"{name}: expected {of} of type int64, found {value.dtype}; {todo}.")
     if value.numel() and _readable(value):
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= classes:
@@ -115,6 +138,20 @@ def expect_not_negative(name: str, value: Tensor) -> None:
     if value.numel() and _readable(value) and value.min() < 0:
         place = tuple((value < 0).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected no number below 0, found {value[place].item()} at {place}.")
+
+
+def sum_tolerance(dtype: torch.dtype, classes: int) -> float:
+    """Return how far from 1 the sum of a row of probabilities may be: a thousandth, or what the type's rounding takes.
+
+    Rounding moves each number by half an epsilon of itself, so their sum by half an epsilon; four times that leaves
+    room for a mean of rounded rows. Below the smallest normal number the step is fixed, so many classes take more.
+
+    Args:
+        dtype: of the probabilities.
+        classes: numbers in a row.
+    """
+    kind = torch.finfo(dtype)
+    return max(1e-3, 2 * kind.eps + classes * kind.tiny * kind.eps)
 
 
 def expect_booleans(name: str, value: Tensor) -> None:
@@ -133,6 +170,7 @@ def expect_number(name: str, value: float) -> None:
     Raises:
         ValueError: ``value`` is no finite number.
     """
+    _expect_real(name, value, "a finite number")
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, found {value}.")
 
@@ -141,8 +179,9 @@ def expect_positive(name: str, value: float) -> None:
     """Refuse a setting that is not above zero.
 
     Raises:
-        ValueError: ``value`` is zero, negative, infinite or NaN.
+        ValueError: ``value`` is no number, zero, negative, infinite or NaN.
     """
+    _expect_real(name, value, "a finite number above 0")
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, found {value}.")
 
@@ -151,10 +190,11 @@ def expect_within(name: str, value: float, low: float, high: float = math.inf) -
     """Refuse a setting outside ``[low, high]``; without ``high``, any finite number from ``low`` on will do.
 
     Raises:
-        ValueError: ``value`` is outside, infinite or NaN.
+        ValueError: ``value`` is no number, outside, infinite or NaN.
     """
+    wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or above"
+    _expect_real(name, value, wanted)
     if not (low <= value <= high and value < math.inf):
-        wanted = f"a number from {low} to {high}" if high < math.inf else f"a finite number, {low} or above"
         raise ValueError(f"{name}: expected {wanted}, found {value}.")
 
 
@@ -176,8 +216,23 @@ def expect_choice(name: str, value: str, choices: Collection[str]) -> None:
     Raises:
         ValueError: ``value`` is not among ``choices``.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}.")
+
+
+def _expect_real(name: str, value: object, wanted: str) -> None:
+    """Refuse text, None and the like; a tensor of one number is one."""
+    if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)):
+        raise ValueError(f"{name}: expected {wanted}, found {_described(value)}.")
+
+
+def _described(value: object) -> str:
+    """Return a short text or None as it is, and of anything else its type."""
+    short = value is None or (isinstance(value, str) and len(value) <= _SHORT) or isinstance(value, Real)
+    if short:
+        return repr(value)
+    kind = "a function" if callable(value) and not isinstance(value, torch.nn.Module) else type(value).__name__
+    return f"{kind} of shape {tuple(value.shape)}" if isinstance(value, np.ndarray | Tensor) else kind
 
 
 def _readable(value: Tensor) -> bool:

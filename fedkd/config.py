@@ -71,8 +71,8 @@ class FederationSettings(Section):
     min_clients: int | None = Field(
         None,
         ge=1,
-        description="fewest clients to start with, once engine.join_timeout is over; all of them if absent, but in a "
-        "simulation one that fits is enough",
+        description="fewest clients to start with once engine.join_timeout is over, to begin a round with, and to "
+        "reply in it; if absent, a deployment starts with all, and one is enough for the rest",
     )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration: smaller is more skewed")
     classes_per_client: int = Field(2, ge=1, description="classes per client of the pathological partition")

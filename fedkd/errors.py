@@ -32,7 +32,10 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> User
         unknown strategy 'fedmb': did you mean 'fedmd'? Known: fedmd, local.
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
+    lowered = {known_name.lower(): known_name for known_name in names}
+    close = get_close_matches(name, names, n=1) or [
+        lowered[near] for near in get_close_matches(name.lower(), lowered, n=1)
+    ]
     hint = f"did you mean {close[0]!r}? " if close else ""
     place = f"{where}: " if where else ""
     return UserError(f"{place}unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}.")

@@ -29,7 +29,8 @@ class FedMEKT(Strategy):
         server_training=True,
         deviations=(
             "encoders learn from the private labels; the paper's autoencoders reconstruct unlabelled ones",
-            "every client has a head of its own; the paper fits one probe at the server",
+            "every client has a head of its own, and so have the server's students, trained only on public labels; the "
+            "authors' code fits one probe for all views at the server",
             "one joint embedding for all views, a mean by number of samples: it is what draws the views together; in "
             "the authors' code each view has one of its own, all clients alike, and shared decoders draw them together",
             "the distance is the mean squared error of the last features; the authors' code takes a divergence, at two "
@@ -44,6 +45,7 @@ class FedMEKT(Strategy):
         weight: float = Field(1.0, ge=0, description="gamma: weight of the distance to the joint embedding")
         transfer_epochs: int = Field(5, ge=0, description="passes of a client over the public subset")
         server_epochs: int = Field(5, ge=0, description="passes of the server's students over the public subset")
+        probe_epochs: int = Field(5, ge=0, description="passes of the server's heads over the public set, if labelled")
 
     settings: Settings
 
@@ -78,7 +80,15 @@ class FedMEKT(Strategy):
             taught = public.with_targets(teacher=joint.to(public.inputs))
             server.fit(taught, objective=self.objective, models=[student], epochs=self.settings.server_epochs)
             embeddings.append(server.features(public, student))
+            if (labelled := server.labelled_public(view)) is not None:
+                server.fit(labelled, objective=probe, models=[student], epochs=self.settings.probe_epochs)
         return Features(replies[0].knowledge.ids, torch.stack(embeddings).double().mean(dim=0).to(sent))
+
+
+def probe(networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
+    """``CE(head(f(x)), y)``, from which the encoder ``f`` learns nothing."""
+    [network] = networks.values()
+    return losses.cross_entropy(network.head(network.features(batch.inputs).detach()), batch.labels)
 
 
 def weighted_mean(rows: Tensor, counts: Tensor) -> Tensor:

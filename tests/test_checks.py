@@ -2,12 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fedkd.checks import expect_finite, expect_integer, expect_labels, expect_numbers
+from fedkd.checks import (
+    expect_choice,
+    expect_finite,
+    expect_integer,
+    expect_labels,
+    expect_numbers,
+    expect_positive,
+    expect_tensor,
+    expect_within,
+    sum_tolerance,
+)
 from fedkd.losses import values_unchecked
 
 NANS = torch.full((2, 3), math.nan)
@@ -95,3 +106,44 @@ def test_labels() -> None:
     for bad, found in ((-1, "-1"), (3, "3")):
         with pytest.raises(ValueError, match=f"labels: expected class numbers from 0 to 2, found {found}"):
             expect_labels("labels", torch.tensor([0, bad]), 2, 3)
+    with pytest.raises(ValueError, match=r"found torch\.float32; call \.long\(\) on it\.$"):
+        expect_labels("labels", torch.tensor([0.0, 1.0]), 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (np.ones((2, 3)), r"ndarray of shape \(2, 3\); call torch.as_tensor on it"),
+        ([1.0, 2.0], "list; call torch.as_tensor on it"),
+        (5.0, "5.0; call torch.as_tensor on it"),
+        ([torch.ones(2), torch.ones(2)], "list; call torch.stack on it"),
+        ("logits", "'logits'"),
+        (None, "None"),
+    ],
+)
+def test_what_is_no_tensor_is_told_how_to_become_one(value: object, found: str) -> None:
+    with pytest.raises(ValueError, match=f"^teacher: expected a tensor, found {found}\\.$"):
+        expect_tensor("teacher", value)
+
+
+@pytest.mark.parametrize("bad", ["4", None, [4.0], torch.ones(2)])
+def test_settings_that_are_no_numbers(bad: object) -> None:
+    with pytest.raises(ValueError, match=r"^temperature: expected a finite number above 0, found .*\.$"):
+        expect_positive("temperature", bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^eta: expected a number from 0 to 1, found .*\.$"):
+        expect_within("eta", bad, 0, 1)  # type: ignore[arg-type]
+    if bad != "4":
+        with pytest.raises(ValueError, match=r"^mode: expected one of '4', found .*\.$"):
+            expect_choice("mode", bad, ["4"])  # type: ignore[arg-type]
+
+
+def test_numbers_of_any_library_are_numbers() -> None:
+    for value in (4, np.float32(4), np.int64(4), torch.tensor(4.0)):
+        expect_positive("temperature", value)  # type: ignore[arg-type]
+
+
+def test_how_far_from_1_a_sum_of_probabilities_may_be() -> None:
+    assert sum_tolerance(torch.float64, 10) == sum_tolerance(torch.float32, 10) == 1e-3
+    assert sum_tolerance(torch.bfloat16, 10) == 2 * 2**-7
+    # The smallest steps of float16 are 2**-24: 50,000 numbers of half a step are 50,000 roundings.
+    assert sum_tolerance(torch.float16, 50_000) == 2 * 2**-10 + 50_000 * 2**-24

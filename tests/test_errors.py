@@ -11,6 +11,8 @@ from fedkd.errors import RunError, UserError, unknown
         ("fedmb", ["local", "fedmd"], "", "unknown model 'fedmb': did you mean 'fedmd'? Known: fedmd, local."),
         ("zzz", ["b", "a"], "", "unknown model 'zzz': Known: a, b."),
         ("zzz", [], "", "unknown model 'zzz': Known: none."),
+        ("FedMD", ["local", "fedmd"], "", "unknown model 'FedMD': did you mean 'fedmd'? Known: fedmd, local."),
+        ("RESNET", ["ResNet", "mlp"], "", "unknown model 'RESNET': did you mean 'ResNet'? Known: ResNet, mlp."),
         ("x", ["y"], "run.toml", "run.toml: unknown model 'x': Known: y."),
         ("two\nlines", ["y"], "", "unknown model 'two\\nlines': Known: y."),
     ],

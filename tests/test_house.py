@@ -24,7 +24,7 @@ PACKAGES = ("fedkd", "strategies")
 SHIPPED = (*PACKAGES, "simulations", "benchmarks")
 
 _FLOORS = (
-    "errors checks losses ensemble averaging calibration knowledge models privacy config seeding optimisers "
+    "errors checks numerics losses ensemble averaging calibration knowledge models privacy config seeding optimisers "
     "flower_internals",
     "data metrics task",
     "learner",

@@ -1,9 +1,11 @@
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import fedkd
+from fedkd import ensemble
 from fedkd.config import Experiment, load
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -52,7 +54,10 @@ def test_the_example_of_own_data_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "data.md", "exec"), {})  # noqa: S102
     own = {"data.name": "measurements.npz", "federation.views": ["sensor"], "federation.architectures": ["mlp"]}
-    metrics = fedkd.simulate(Experiment(rounds=1).changed(**own)).metrics
+    assert all(f"--set {key}=" in text or f"--set '{key}=" in text for key in own)
+    quickstart = Path(__file__).resolve().parents[1] / "simulations" / "quickstart.toml"
+    assert f"fedkd run simulations/{quickstart.name} --set" in text
+    metrics = fedkd.simulate(load(quickstart).changed(rounds=1, **own)).metrics
     assert 0.25 < metrics["clients_global"]["accuracy"] <= 1
 
 
@@ -66,3 +71,30 @@ def test_the_experiment_across_two_views_of_ones_own_has_15_lines_and_runs(tmp_p
     result = fedkd.simulate(load(Path("ward.toml")))
     assert {row["view"] for row in result.clients} == {"pulse", "blood"}
     assert all(row["global"]["accuracy"] > 1 / 3 for row in result.clients)
+
+
+def test_the_guide_of_the_library_runs_from_top_to_bottom():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "library.md", "exec"), scope)  # noqa: S102 - our own guide
+    assert scope["after"] < scope["before"]
+    assert scope["each"].shape == (3,)
+    assert scope["back"].logits.shape == (16, 10)
+
+
+def test_the_guide_says_of_every_rule_what_it_gives():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
+    row = {
+        cells[1].strip(): set(re.findall(r"`(\w+)`", cells[2]))
+        for line in text.splitlines()
+        if len(cells := line.split("|")) == 4
+    }
+    for name in sorted(row["logits"] | row["probabilities"]):
+        doc = " ".join(getattr(ensemble, name).__doc__.split())
+        assert ("Logits, shape" in doc or "is logits" in doc) == (name in row["logits"]), name
+    rules = {name for name, value in vars(ensemble).items() if inspect.isfunction(value) and "_weights" not in name}
+    assert set.union(row["logits"], row["probabilities"], row["probabilities of probabilities"]) == rules - {
+        "leave_one_out",
+        "weighted_class_means",
+    }

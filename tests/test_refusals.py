@@ -42,13 +42,13 @@ LOGITS_ALONE = (
     *("entropy_weights", "confidence_weights", "variance_weights", "ebkd_weights"),
     *("by_entropy", "by_confidence", "by_variance", "ebkd"),
 )
-OF_PROBABILITIES = (
+OF_EITHER = (
     *("brier", "confidence_gap", "reliability", "expected_calibration_error", "maximum_calibration_error"),
     *("class_wise_calibration_error", "adaptive_calibration_error"),
 )
 _rows, _logits = torch.softmax(tensor(0, N, C), dim=1), tensor(1, K, N, C)
 _labels, _counts = torch.tensor([0, 3, 2, 1, 3]), torch.tensor([[3, 0, 1, 2], [0, 5, 1, 1], [2, 2, 2, 2]])
-_scored = {"probabilities": _rows, "labels": _labels}
+_scored = {"logits": _rows, "labels": _labels}
 _fitted = {"logits": tensor(2, N, C), "labels": _labels}
 _means = tensor(3, K, C, 2)
 _crd = EXAMPLES["crd-memory"]
@@ -60,6 +60,7 @@ def _calls() -> Iterator[Call]:
         yield Call(example.loss, {**dict(zip(example.names, example.arguments, strict=True)), **example.settings})
     pair = dict(zip(("student", "teacher"), _crd.arguments, strict=True))
     yield Call(losses.crd_remember, {**pair, "memory": _crd.settings["memory"], "contrast": _crd.settings["contrast"]})
+    yield Call(losses.crd_start, {"samples": 6, "width": 3})
     yield Call(losses.ema_update, {"average": {"w": tensor(4, 3)}, "current": {"w": tensor(5, 3)}, "step": 9})
     yield Call(losses.hardest_negatives, {"anchor": tensor(6, N, 2), "candidates": tensor(7, N, 2), "labels": _labels})
     yield Call(losses.ofd_margin, {"batchnorm": _batchnorm})
@@ -85,9 +86,9 @@ def _calls() -> Iterator[Call]:
     yield Call(ensemble.class_count_weights, {"counts": _counts.double()})
     yield Call(ensemble.by_class_counts, {"logits": _logits, "counts": _counts.double()})
     yield Call(ensemble.by_label_counts, {"logits": _logits, "counts": _counts, "labels": _labels})
-    for measure in OF_PROBABILITIES:
+    for measure in OF_EITHER:
         yield Call(getattr(calibration, measure), _scored)
-    yield Call(calibration.entropy, {"probabilities": _rows})
+    yield Call(calibration.entropy, {"logits": _rows})
     for name in ("negative_log_likelihood", "fit_temperature", "fit_vector_scaling", "fit_matrix_scaling"):
         yield Call(getattr(calibration, name), _fitted)
     yield Call(calibration.fit_temperatures, {"logits": _logits, "labels": _labels})
@@ -98,6 +99,8 @@ every_call = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.functi
 
 TAKES_ANY_SHAPE = {("activation", "features"), ("vid_variance", "raw")}
 """Arguments of which any shape is right."""
+MAY_BE_NONE = {("cronus", "liars"), ("leave_one_out", "own"), ("ranking_distillation", "discrepancy")}
+MAY_BE_NONE |= {("local_structure", "edges")}
 
 
 def public_functions() -> set[Callable[..., Any]]:
@@ -157,6 +160,26 @@ def test_refuses_another_shape(call: Call) -> None:
         if (call.function.__name__, name) not in TAKES_ANY_SHAPE:
             for other in changed(value, lambda leaf: torch.stack([leaf, leaf])):
                 refuses(call, name, other, *call.values)  # of two that do not fit together, either is right
+
+
+@every_call
+def test_refuses_what_is_no_tensor(call: Call) -> None:
+    for name, value in call.values.items():
+        if isinstance(value, Tensor):
+            others: list[object] = [value.numpy(), value.tolist(), "logits", 5.0]
+            others += [list(value)] if value.ndim else []
+            others += [] if (call.function.__name__, name) in MAY_BE_NONE else [None]
+            for other in others:
+                refuses(call, name, other, *call.values)  # as many stages as the other side has, for one
+
+
+@every_call
+def test_refuses_settings_that_are_no_numbers(call: Call) -> None:
+    for name, value in call.all_values().items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            for other in ("4", None, [4.0]):
+                if other is not None or (call.function.__name__, name) not in MAY_BE_NONE:
+                    refuses(call, name, other)
 
 
 @every_call

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.app.run_folder import read_lines
+from fedkd.app.run_folder import CLIENTS, read_lines
 
 Announce = Callable[[str, Mapping[str, Any]], None]
 _BEGIN = re.compile(r"^fedkd reports under ([0-9a-f]{16})$", re.MULTILINE)
@@ -41,7 +41,7 @@ def nothing_announced(kind: str, values: Mapping[str, Any]) -> None:
 def announce_end(announce: Announce, folder: Path) -> None:
     """Announce what the run folder on the server's machine holds beside its rounds, and last of all the summary."""
     announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    for client in read_lines(folder / "clients.jsonl"):
+    for client in read_lines(folder / CLIENTS):
         announce("client", client)
     announce("folder", {"path": str(folder.resolve())})
     announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))

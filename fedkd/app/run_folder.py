@@ -28,7 +28,7 @@ from fedkd.strategy.registry import find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
-ROUNDS, CHECKPOINTS, RUN = "rounds.jsonl", "checkpoints", "run-id"
+ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets")
 
 
@@ -104,7 +104,7 @@ class RunFolder:
             run: the finished run.
             clients: each client's models, by client key and model name.
         """
-        self._write("clients.jsonl", "".join(json.dumps(client.to_json()) + "\n" for client in run.clients))
+        self._write(CLIENTS, "".join(json.dumps(client.to_json()) + "\n" for client in run.clients))
         for name, model in run.server_models.items():
             self._write(f"models/server/{name}.safetensors", to_bytes(model))
         for key, models in clients.items():

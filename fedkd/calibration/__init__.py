@@ -1,7 +1,7 @@
 """Calibration: how well a classifier's confidence matches its accuracy, and how to make it match better.
 
-Measures take *probabilities*, and refuse logits instead of guessing; only the negative log-likelihood and the fits take
-logits. All numbers are to be taken on held-out samples.
+Measures take logits or probabilities (decision 15 says how they tell); the negative log-likelihood and the fits take
+logits only. All numbers are to be taken on held-out samples.
 """
 
 from fedkd.calibration.bins import Reliability as Reliability

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_labels, expect_numbers, expect_shape
+from fedkd.checks import expect_labels, expect_numbers, expect_shape, sum_tolerance
+from fedkd.numerics import wide
 
 
 def expect_pairs(name: str, rows: Tensor, labels: Tensor) -> None:
@@ -26,19 +27,23 @@ def expect_rows(name: str, rows: Tensor) -> None:
     expect_numbers(name, rows)
 
 
-def expect_distributions(probabilities: Tensor) -> None:
-    """Refuse rows that are not probability distributions, within ``1e-3`` of a sum of 1: logits, for one.
+def as_probabilities(logits: Tensor) -> Tensor:
+    """Return probabilities ``(N, C)``, in float32 at least, of what is either probabilities or logits.
 
-    Rows of bfloat16 may be ``1/128`` away, for so coarse are its numbers.
+    Rows without a negative number that all sum to 1, within the tolerance of their dtype, are probabilities and taken
+    as they are; anything else is logits, of which the softmax is taken.
+
+    Args:
+        logits: logits or probabilities, shape ``(N, C)``.
 
     Raises:
-        ValueError: a number is negative, or a row does not sum to 1.
+        ValueError: the shape or the type does not fit, or a number is not finite.
     """
-    expect_rows("probabilities", probabilities)
-    if (lowest := probabilities.min().item()) < 0:
-        raise ValueError(
-            f"probabilities: expected no number below 0, found {lowest}; take the softmax of logits first."
-        )
-    sums = probabilities.double().sum(dim=1)
-    if (furthest := (sums - 1).abs().max().item()) > max(1e-3, torch.finfo(probabilities.dtype).eps):
-        raise ValueError(f"probabilities: expected rows that sum to 1, found one that is {furthest:g} away from it.")
+    expect_rows("logits", logits)
+    rows = wide(logits)
+    return rows if _are_distributions(logits) else torch.softmax(rows, dim=1)
+
+
+def _are_distributions(rows: Tensor) -> bool:
+    away = (rows.detach().double().sum(dim=1) - 1).abs()
+    return bool((rows >= 0).all() and (away <= sum_tolerance(rows.dtype, rows.shape[1])).all())

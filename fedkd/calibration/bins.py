@@ -3,7 +3,7 @@
 Two conventions for a confidence on the edge of two bins are in use. ``closed="left"``: bins are ``[low, high)``, and a
 confidence of exactly 1 has one more bin of its own, as in torchmetrics. ``closed="right"``: bins are ``(low, high]``,
 and 0 belongs to the first, as in Guo et al. They differ where confidences saturate. torchmetrics is not called for
-either: it compares confidences in float32, and takes a table for logits if a number is outside [0, 1].
+either: it compares confidences in float32, and takes a table for logits only if a number is outside [0, 1].
 
 To combine several parties, add what is in their bins (:meth:`Reliability.merged`): the mean of their errors is another
 number.
@@ -15,7 +15,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from fedkd.calibration._checks import expect_distributions, expect_pairs
+from fedkd.calibration._checks import as_probabilities, expect_pairs
 from fedkd.checks import expect_choice, expect_integer
 
 Closed = Literal["left", "right"]
@@ -77,18 +77,20 @@ class Reliability:
         )
 
 
-def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left") -> Reliability:
+def reliability(logits: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left") -> Reliability:
     """Sort predictions into bins of equal width by confidence, the probability of the predicted class.
 
     Args:
-        probabilities: class probabilities, shape ``(N, C)``; of equal largest ones the first is the prediction.
+        logits: logits or probabilities, shape ``(N, C)``: rows without a negative number that all sum to 1, within the
+            tolerance of their dtype, are probabilities and taken as they are; anything else is logits, of which the
+            softmax is taken. Of equal largest ones the first is the prediction.
         labels: class numbers, int64, shape ``(N,)``.
         bins: number of bins over [0, 1]; with ``closed="left"`` one more for exactly 1.
         closed: to which bin an edge belongs, see the module's description.
 
     Raises:
-        ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
-            a setting is out of range.
+        ValueError: a shape or type does not fit, there is no sample or no such class, a number is not finite, or a
+            setting is out of range.
 
     Formula: for each bin ``b`` of the confidence ``max_c p``: its samples, ``sum conf`` and ``sum [argmax p = y]``.
 
@@ -97,95 +99,93 @@ def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed
     Elsewhere: Edges: torchmetrics has ``[low, high)`` and one more bin for exactly 1, the program of Guo et al.
     ``(low, high]`` (``closed``).
     """
-    _expect_binnable(probabilities, labels, bins, closed)
-    confidence, predicted = _rows(probabilities).max(dim=1)
+    confidence, predicted = _rows(logits, labels, bins, closed).max(dim=1)
     return _counted(confidence, predicted == labels, bins, closed)
 
 
-def expected_calibration_error(
-    probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left"
-) -> Tensor:
+def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left") -> Tensor:
     """Return the mean distance between confidence and accuracy over bins of equal width, 0 (best) to 1.
 
     Args:
-        probabilities: class probabilities, shape ``(N, C)``.
+        logits: logits or probabilities, shape ``(N, C)``: rows without a negative number that all sum to 1, within the
+            tolerance of their dtype, are probabilities and taken as they are; anything else is logits, of which the
+            softmax is taken.
         labels: class numbers, int64, shape ``(N,)``.
         bins: number of bins over [0, 1].
         closed: to which bin an edge belongs, see the module's description.
 
     Raises:
-        ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
-            a setting is out of range.
+        ValueError: a shape or type does not fit, there is no sample or no such class, a number is not finite, or a
+            setting is out of range.
 
     Formula: ``sum_b n_b / N * |acc_b - conf_b|``.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 3.
 
-    Elsewhere: torchmetrics computes in float32, and takes a table for logits if a number is outside [0, 1]. Edges as of
-    :func:`reliability`.
+    Elsewhere: torchmetrics computes in float32, and takes a table for logits only if a number is outside [0, 1]. Edges
+    as of :func:`reliability`.
 
     Example:
         >>> expected_calibration_error(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
         tensor(0.2500, dtype=torch.float64)
     """
-    return reliability(probabilities, labels, bins=bins, closed=closed).expected_error
+    return reliability(logits, labels, bins=bins, closed=closed).expected_error
 
 
-def maximum_calibration_error(
-    probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left"
-) -> Tensor:
+def maximum_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left") -> Tensor:
     """Return the largest distance between confidence and accuracy of a bin, 0 (best) to 1.
 
     One sample alone in a bin can decide it; look at the counts (:func:`reliability`) before you believe it.
 
     Args:
-        probabilities: class probabilities, shape ``(N, C)``.
+        logits: logits or probabilities, shape ``(N, C)``: rows without a negative number that all sum to 1, within the
+            tolerance of their dtype, are probabilities and taken as they are; anything else is logits, of which the
+            softmax is taken.
         labels: class numbers, int64, shape ``(N,)``.
         bins: number of bins over [0, 1].
         closed: to which bin an edge belongs, see the module's description.
 
     Raises:
-        ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
-            a setting is out of range.
+        ValueError: a shape or type does not fit, there is no sample or no such class, a number is not finite, or a
+            setting is out of range.
 
     Formula: ``max_b |acc_b - conf_b|``.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), eq. 5.
     """
-    return reliability(probabilities, labels, bins=bins, closed=closed).maximum_error
+    return reliability(logits, labels, bins=bins, closed=closed).maximum_error
 
 
-def class_wise_calibration_error(
-    probabilities: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left"
-) -> Tensor:
+def class_wise_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15, closed: Closed = "left") -> Tensor:
     """Return the calibration error of every class's probability, not of the predicted class alone: 0 (best) to 1.
 
     For each class: bins by its probability, and the distance to the share of samples of this class; then the mean over
     the classes.
 
     Args:
-        probabilities: class probabilities, shape ``(N, C)``.
+        logits: logits or probabilities, shape ``(N, C)``: rows without a negative number that all sum to 1, within the
+            tolerance of their dtype, are probabilities and taken as they are; anything else is logits, of which the
+            softmax is taken.
         labels: class numbers, int64, shape ``(N,)``.
         bins: number of bins over [0, 1].
         closed: to which bin an edge belongs, see the module's description.
 
     Raises:
-        ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
-            a setting is out of range.
+        ValueError: a shape or type does not fit, there is no sample or no such class, a number is not finite, or a
+            setting is out of range.
 
     Formula: ``1 / C * sum_c sum_b n_bc / N * |freq_bc - mean_p_bc|``.
 
     Source: static calibration error, Nixon et al. 2019 (arXiv:1904.01685), eq. 5; class-wise ECE, Kull et al. 2019
     (arXiv:1910.12656).
     """
-    _expect_binnable(probabilities, labels, bins, closed)
-    rows = _rows(probabilities)
+    rows = _rows(logits, labels, bins, closed)
     errors = [_counted(rows[:, label], labels == label, bins, closed).expected_error for label in range(rows.shape[1])]
     return torch.stack(errors).mean()
 
 
 def adaptive_calibration_error(
-    probabilities: Tensor, labels: Tensor, *, bins: int = 15, of: Literal["classes", "predictions"] = "classes"
+    logits: Tensor, labels: Tensor, *, bins: int = 15, of: Literal["classes", "predictions"] = "classes"
 ) -> Tensor:
     """Return the calibration error over bins of equally many samples, 0 (best) to 1.
 
@@ -194,23 +194,24 @@ def adaptive_calibration_error(
     over all ranges, each counting the same.
 
     Args:
-        probabilities: class probabilities, shape ``(N, C)``.
+        logits: logits or probabilities, shape ``(N, C)``: rows without a negative number that all sum to 1, within the
+            tolerance of their dtype, are probabilities and taken as they are; anything else is logits, of which the
+            softmax is taken.
         labels: class numbers, int64, shape ``(N,)``.
         bins: number of ranges.
         of: ``"classes"`` looks at the probability of each class in turn, as in the paper; ``"predictions"`` only at
             that of the predicted one.
 
     Raises:
-        ValueError: a shape or type does not fit, there is no sample or no such class, a row is not a distribution, or
-            a setting is out of range.
+        ValueError: a shape or type does not fit, there is no sample or no such class, a number is not finite, or a
+            setting is out of range.
 
     Formula: ``1 / (C R) * sum_c sum_r |freq_cr - mean_p_cr|`` over ``R`` ranges of equally many samples.
 
     Source: Nixon et al. 2019 (arXiv:1904.01685), eq. 6; for predictions Nguyen & O'Connor 2015 (arXiv:1508.05154).
     """
-    _expect_binnable(probabilities, labels, bins)
+    rows = _rows(logits, labels, bins)
     expect_choice("of", of, ("classes", "predictions"))
-    rows = _rows(probabilities)
     if of == "predictions":
         confidence, predicted = rows.max(dim=1)
         return _error_of_equal_ranges(confidence, predicted == labels, bins)
@@ -218,17 +219,12 @@ def adaptive_calibration_error(
     return torch.stack(errors).mean()
 
 
-def _expect_binnable(probabilities: Tensor, labels: Tensor, bins: int, closed: str = "left") -> None:
-    """Refuse arguments that cannot be sorted into bins."""
-    expect_distributions(probabilities)
-    expect_pairs("probabilities", probabilities, labels)
+def _rows(logits: Tensor, labels: Tensor, bins: int, closed: str = "left") -> Tensor:
+    """Return checked probabilities in float64; a mean of probabilities may be one rounding error above 1."""
+    expect_pairs("logits", logits, labels)
     expect_integer("bins", bins, 1)
     expect_choice("closed", closed, ("left", "right"))
-
-
-def _rows(probabilities: Tensor) -> Tensor:
-    """Return the probabilities in float64; a mean of probabilities may be one rounding error above 1."""
-    return probabilities.detach().double().clamp(max=1)
+    return as_probabilities(logits.detach()).double().clamp(max=1)
 
 
 def _counted(confidence: Tensor, hit: Tensor, bins: int, closed: Closed) -> Reliability:

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fedkd.calibration._checks import expect_pairs
-from fedkd.checks import expect_positive, expect_shape
+from fedkd.checks import expect_positive, expect_shape, expect_tensor
 
 _STEPS = 200  # of a search that needs 60 at worst, when it only halves
 _RESOLUTION = 1e-12  # of the logarithm of a temperature
@@ -44,8 +45,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, low: float = 0.01, high: 
     3.6 where 8 was right.
     """
     expect_pairs("logits", logits, labels)
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"low and high: expected finite numbers with 0 < low < high, found {low} and {high}.")
+    if not all(isinstance(bound, Real) for bound in (low, high)) or not 0 < low < high < math.inf:
+        raise ValueError(f"low and high: expected finite numbers with 0 < low < high, found {low!r} and {high!r}.")
     rows = logits.detach().double()
     rows = rows - rows.amax(dim=1, keepdim=True)  # no probability changes, and no exponential overflows
     truth = rows.gather(1, labels[:, None]).mean().item()
@@ -91,6 +92,7 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, low: float = 0.01, high:
 
     Source: Guo et al. 2017 (arXiv:1706.04599), section 4.2, for each client.
     """
+    expect_tensor("logits", logits)
     if logits.ndim != 3 or not len(logits):  # noqa: PLR2004 - (K, N, C)
         raise ValueError(f"logits: expected shape (K, N, C) with K at least 1, found {tuple(logits.shape)}.")
     found = [fit_temperature(client, labels, low=low, high=high) for client in logits]
@@ -189,7 +191,11 @@ def _scaled(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _fitted(logits: Tensor, labels: Tensor, identity: Tensor, penalty: float) -> Scaling:
     """Minimise a convex loss over maps, from the identity, by L-BFGS with a line search."""
     expect_positive("penalty", penalty)
-    rows = logits.detach().double()
+    with torch.inference_mode(False), torch.enable_grad():  # copies, as tensors of inference mode have no gradient
+        return _minimised(logits.detach().double().clone(), labels.clone(), identity.clone(), penalty)
+
+
+def _minimised(rows: Tensor, labels: Tensor, identity: Tensor, penalty: float) -> Scaling:
     identity = identity.to(rows.device)
     weight, bias = identity.clone().requires_grad_(), torch.zeros_like(rows[0]).requires_grad_()
     optimiser = torch.optim.LBFGS(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd import checks
-from fedkd.checks import expect_numbers
+from fedkd.checks import expect_numbers, expect_tensor, sum_tolerance
 
 _LARGEST = 1e150  # squares of float64 numbers up to here, and sums of these, are finite
 _HEAD = 16  # numbers of each teacher that nearly always tell it from the others
@@ -19,6 +19,7 @@ def expect_teachers(name: str, value: Tensor) -> None:
     Raises:
         ValueError: ``value`` has another shape.
     """
+    expect_tensor(name, value)
     if value.ndim != 3 or value.shape[0] == 0 or value.shape[2] == 0:  # noqa: PLR2004 - the three letters K, N, C
         raise ValueError(f"{name}: expected shape (K, N, C) with K and C at least 1, found {tuple(value.shape)}.")
 
@@ -46,20 +47,24 @@ def expect_logits(logits: Tensor) -> None:
 
 
 def expect_probabilities(name: str, value: Tensor) -> None:
-    """Refuse what is not a table ``(N, C)`` of probability distributions, within ``1e-4`` of a sum of 1.
+    """Refuse what is not a table ``(N, C)`` of probability distributions, within the tolerance of their dtype.
 
     Raises:
         ValueError: the shape, the type, a number or the sum of a row does not fit.
     """
+    expect_tensor(name, value)
     if value.ndim != 2 or value.shape[1] == 0:  # noqa: PLR2004 - (N, C)
         raise ValueError(f"{name}: expected shape (N, C) with C at least 1, found {tuple(value.shape)}.")
     expect_numbers(name, value)
     if value.numel() and (lowest := value.min().item()) < 0:
-        raise ValueError(f"{name}: expected no number below 0, found {lowest}.")
+        raise ValueError(f"{name}: expected no number below 0, found {lowest}; take the softmax of logits first.")
     sums = value.double().sum(dim=1)
-    if not ((sums - 1).abs() <= 1e-4).all():  # noqa: PLR2004 - float16 rows do not sum to 1 exactly
+    if not ((sums - 1).abs() <= sum_tolerance(value.dtype, value.shape[1])).all():
         worst = sums[(sums - 1).abs().argmax()].item()
-        raise ValueError(f"{name}: expected rows that sum to 1, found one that sums to {worst}.")
+        raise ValueError(
+            f"{name}: expected rows that sum to 1, found one that sums to {worst}; "
+            "divide rows by their sums, or take the softmax of logits first."
+        )
 
 
 def expect_weights(weights: Tensor, logits: Tensor) -> None:
@@ -68,6 +73,7 @@ def expect_weights(weights: Tensor, logits: Tensor) -> None:
     Raises:
         ValueError: the shape does not fit, a weight is negative or not finite, or all weights of a sample are zero.
     """
+    expect_tensor("weights", weights)
     shapes = (tuple(logits.shape[:1]), tuple(logits.shape[:2]))
     if tuple(weights.shape) not in shapes:
         raise ValueError(f"weights: expected shape {shapes[0]} or {shapes[1]}, found {tuple(weights.shape)}.")

@@ -31,8 +31,8 @@ def leave_one_out(class_means: Tensor, present: Tensor, own: int | None) -> tupl
     """
     _expect_class_wise("class_means", class_means, "present", present)
     clients = len(class_means)
-    if own is not None and not 0 <= own < clients:
-        raise ValueError(f"own: expected None or a row from 0 to {clients - 1}, found {own}.")
+    if own is not None and not (isinstance(own, int) and 0 <= own < clients):
+        raise ValueError(f"own: expected None or a row from 0 to {clients - 1}, found {own!r}.")
     others = torch.arange(clients, device=present.device) != (-1 if own is None else own)
     means, holders = weighted_class_means(class_means, present.bool() & others[:, None])
     return means, holders > 0

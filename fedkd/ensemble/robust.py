@@ -173,6 +173,8 @@ def exp_guard(
     expect_shape("scores", scores, len(logits))
     expect_not_negative("scores", scores)
     expect_within("eta", eta, 0)
+    if not callable(centre):
+        raise ValueError(f"centre: expected a rule such as ensemble.coordinate_median, found {centre!r}.")
     order = own_order(logits, scores)
     ordered, before = logits.detach()[order].contiguous(), scores.detach().double()[order]
     middle = centre(ordered).double()
@@ -204,7 +206,11 @@ def _kept_by_cronus(teachers: int, liars: int, mode: str) -> tuple[int, int]:
 def _least_spread(rows: Tensor, keep: int) -> Tensor:
     """Keep, of predictions ``(N, K, C)``, the ``keep`` with the smallest scores for each sample."""
     centred = rows - rows.mean(dim=1, keepdim=True)
-    _, directions = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
-    scores = (centred @ directions[:, :, -1:]).squeeze(2).abs()
+    if rows.shape[1] < rows.shape[2]:  # an eigenvector of the K x K inner products holds the projections themselves
+        sizes, projections = torch.linalg.eigh(centred @ centred.transpose(1, 2))
+        scores = projections[:, :, -1].abs() * sizes[:, -1:].clamp(min=0).sqrt()
+    else:
+        _, directions = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
+        scores = (centred @ directions[:, :, -1:]).squeeze(2).abs()
     kept = scores.argsort(dim=1, stable=True)[:, :keep].sort(dim=1).values
     return rows.gather(1, kept[:, :, None].expand(-1, -1, rows.shape[2]))

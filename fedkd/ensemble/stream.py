@@ -6,14 +6,16 @@ on nothing else; two streams that ran apart can be merged. It is also what secur
 """
 
 import math
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_finite, expect_integer
+from fedkd.checks import expect_finite, expect_integer, expect_tensor
 
 _BITS = 62  # of int64, one for the sign and one to spare
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SMALLEST = 2.0**-100  # quantum whose inverse float32 can hold
 
 
@@ -78,10 +80,12 @@ class StreamedMean:
             ValueError: the shape, the type or the weight does not fit, or a number is not finite or above the limit;
                 the stream is then as it was before.
         """
+        expect_tensor("values", values)
         if tuple(values.shape) != tuple(self.total.shape):
             raise ValueError(f"values: expected shape {tuple(self.total.shape)}, found {tuple(values.shape)}.")
         if not values.is_floating_point():
             raise ValueError(f"values: expected floating-point numbers, found {values.dtype}.")
+        weight = _whole(weight)
         self._expect_room("weight", weight)
         if values.numel():
             low, high = (bound.item() for bound in values.detach().aminmax())
@@ -132,3 +136,11 @@ class StreamedMean:
                 f"{name}: expected weights that sum to at most {self.capacity}, found {self.weight} and {weight} more; "
                 "choose a larger capacity."
             )
+
+
+def _whole(weight: Any) -> Any:  # noqa: ANN401 - an integer of any library; the rest is refused as it is
+    """Return an integer of NumPy or torch as Python's."""
+    integer = isinstance(weight, np.integer) or (
+        isinstance(weight, Tensor) and weight.ndim == 0 and weight.dtype in _INTEGERS
+    )
+    return int(weight) if integer else weight

@@ -15,6 +15,12 @@ def expect_names(what: str, expected: set[str], found: set[str]) -> None:
         raise KnowledgeError(f"{what}: expected the fields {sorted(expected)}; missing {missing}, unexpected {extra}")
 
 
+def expect_tensor(name: str, tensor: object) -> None:
+    """Expect a tensor."""
+    if not isinstance(tensor, Tensor):
+        raise KnowledgeError(f"{name}: expected a tensor, found {tensor if tensor is None else type(tensor).__name__}")
+
+
 def expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Expect a layout, and finite values."""
     expect_layout(name, tensor, shape, dtype)
@@ -23,6 +29,7 @@ def expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 
 def expect_layout(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Expect a shape and a type."""
+    expect_tensor(name, tensor)
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise KnowledgeError(
             f"{name}: expected {dtype} of shape {shape}, found {tensor.dtype} of shape {tuple(tensor.shape)}"
@@ -39,6 +46,7 @@ def expect_finite(name: str, tensor: Tensor) -> None:
 
 def expect_float(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Expect a shape, floating point, and finite values."""
+    expect_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise KnowledgeError(f"{name}: expected floating point, found {tensor.dtype}")
     expect(name, tensor, shape, tensor.dtype)

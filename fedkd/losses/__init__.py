@@ -26,6 +26,7 @@ from fedkd.losses.graph import local_structure as local_structure
 from fedkd.losses.information import CrdMemory as CrdMemory
 from fedkd.losses.information import crd as crd
 from fedkd.losses.information import crd_remember as crd_remember
+from fedkd.losses.information import crd_start as crd_start
 from fedkd.losses.information import vid as vid
 from fedkd.losses.information import vid_start as vid_start
 from fedkd.losses.information import vid_variance as vid_variance

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from fedkd.checks import expect_finite, expect_numbers, expect_shape
-from fedkd.losses._numerics import wide
+from fedkd.checks import expect_finite, expect_numbers, expect_shape, expect_tensor
+from fedkd.numerics import wide
 
 Names = tuple[str, str]
 
@@ -29,6 +29,7 @@ def alike(student: Tensor, teacher: Tensor, *, names: Names = _NAMES) -> tuple[T
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
     """
+    expect_tensor(names[0], student)
     expect_shape(names[0], student, "N", *"d" * (student.ndim - 1))
     expect_shape(names[1], teacher, *student.shape)
     return _taken(student, teacher, names)
@@ -51,6 +52,8 @@ def rows(student: Tensor, teacher: Tensor, *, names: Names = _NAMES) -> tuple[Te
     Raises:
         ValueError: a shape does not fit, or a value is not a finite number.
     """
+    expect_tensor(names[0], student)
+    expect_tensor(names[1], teacher)
     expect_shape(names[0], student, "N", *"d" * max(1, student.ndim - 1))
     expect_shape(names[1], teacher, len(student), *"e" * max(1, teacher.ndim - 1))
     student, teacher = _taken(student, teacher, names)

@@ -1,10 +1,17 @@
 """What losses on logits share: how they receive their arguments, and the divergence that most of them are made of."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from fedkd.checks import expect_numbers, expect_positive, expect_shape
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
+
+WARM = 10.0  # temperature up to which the plain formula loses no more than three digits
+_NEAR = 0.5  # size of d / T up to which the series is exact
+_TERMS = 12  # of the series, for float64
+_TINY = 1e-4
 
 
 def received(name: str, logits: Tensor, *, classes: int = 1) -> Tensor:
@@ -48,6 +55,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
     The gradient goes to both sides: callers detach the one that is to stay as it is.
 
+    Above a temperature of 10 it is computed from the gaps between the logits, which stays exact for any temperature.
+
     Args:
         student: logits, shape ``(N, C)``.
         teacher: logits, shape ``(N, C)``.
@@ -60,7 +69,32 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     log_student = torch.log_softmax(student / temperature, dim=1)
     log_teacher = torch.log_softmax(teacher / temperature, dim=1)
     per_sample = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
-    return temperature**2 * per_sample.mean()
+    if temperature <= WARM:
+        return temperature**2 * per_sample.mean()
+    weights = log_teacher.exp()
+    gaps = student - teacher
+    gaps = gaps - (weights * gaps).sum(dim=1, keepdim=True)
+    near = ((gaps / temperature).abs() <= _NEAR).all(dim=1)
+    far = torch.where(near, 0.0, per_sample) * temperature * temperature
+    return torch.where(near, _of_near(weights, torch.where(near[:, None], gaps, 0.0), temperature), far).mean()
+
+
+def _of_near(weights: Tensor, gaps: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL`` of each row from the gaps ``d`` between its logits, with mean 0 under the teacher's ``weights``.
+
+    ``KL = log sum_c q exp(d / T)``, and as ``sum_c q d = 0``, also ``log(1 + s / T^2)`` with
+    ``s = T^2 sum_c q (exp(d / T) - 1 - d / T) = sum_c q d^2 (1/2 + d / 6T + ...)``. So no large numbers cancel, as they
+    do in a difference of logarithms once ``KL`` is small, and none leaves the range of its type.
+    """
+    steps = gaps / temperature
+    series = torch.zeros_like(steps)
+    for power in range(_TERMS, -1, -1):
+        series = series * steps + 1 / math.factorial(power + 2)
+    total = (weights * gaps.square() * series).sum(dim=1)
+    small = total / temperature / temperature
+    tiny = small < _TINY  # where log(1 + x) / x has a series of few terms, and a quotient would have no gradient
+    safe = torch.where(tiny, 1.0, small)
+    return total * torch.where(tiny, 1 - small / 2 + small.square() / 3, torch.log1p(safe) / safe)
 
 
 def at(values: Tensor, labels: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_choice, expect_numbers, expect_shape
+from fedkd.checks import expect_choice, expect_numbers, expect_shape, expect_tensor
 from fedkd.losses._logits import at, divergence, received
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 
 def one_hot(teacher: Tensor) -> Tensor:
@@ -86,6 +86,7 @@ def activation(features: Tensor, *, variant: str = "code") -> Tensor:
 
     Elsewhere: Official code and DataFree have the mean.
     """
+    expect_tensor("features", features)
     expect_shape("features", features, "N", *"d" * max(1, features.ndim - 1))
     expect_numbers("features", features)
     expect_choice("variant", variant, ("paper", "code"))
@@ -117,6 +118,7 @@ def batchnorm_statistics(features: Tensor, running_mean: Tensor, running_var: Te
     Elsewhere: The paper and its code agree. Their further Jensen-Shannon term is none: it has ``T = 3`` and clamps at
     0.01 and 0.99.
     """
+    expect_tensor("features", features)
     expect_shape("features", features, "N", "C", *"d" * (features.ndim - 2))
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         expect_shape(name, value, features.shape[1])

@@ -19,9 +19,10 @@ from fedkd.checks import (
     expect_numbers,
     expect_positive,
     expect_shape,
+    expect_tensor,
 )
 from fedkd.losses._arguments import alike
-from fedkd.losses._numerics import pooled, wide
+from fedkd.numerics import pooled, wide
 
 _REVIEW_LEVELS = (4, 2, 1)
 _SMALLEST_TAIL = 1e-3
@@ -132,6 +133,8 @@ def ofd(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     Elsewhere: The official code multiplies by 1e-3 (CIFAR) or 1e-4 (ImageNet), and by ``2^(l - L)`` for the l-th of
     ``L`` layers. It and mdistiller keep the teacher in training mode, so that its running statistics drift.
     """
+    expect_tensor("student", student)
+    expect_tensor("margin", margin)
     expect_shape("student", student, "N", "C", *"d" * (student.ndim - 2))
     channels = student.shape[1]
     expect_shape("margin", margin.flatten(), channels)
@@ -166,7 +169,7 @@ def ofd_margin(batchnorm: nn.Module) -> Tensor:
     Elsewhere: The official code agrees. It belongs to the BatchNorm before the ReLU *after* the block.
     """
     weight, bias = getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None)
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+    if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.ndim == bias.ndim == 1):
         raise ValueError(f"batchnorm: expected a BatchNorm with weight and bias, found {batchnorm}.")
     expect_numbers("batchnorm.weight", weight)
     expect_numbers("batchnorm.bias", bias)
@@ -203,11 +206,18 @@ def review_kd(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Ten
 
     Elsewhere: mdistiller and torchdistill agree.
     """
-    ours = [student] if isinstance(student, Tensor) else list(student)
-    theirs = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    ours, theirs = _stages("student", student), _stages("teacher", teacher)
     if not ours or len(ours) != len(theirs):
         raise ValueError(f"teacher: expected as many stages as the student's, found {len(theirs)} for {len(ours)}.")
     return torch.stack([_hierarchical(*pair) for pair in zip(ours, theirs, strict=True)]).sum()
+
+
+def _stages(name: str, maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    if isinstance(maps, Tensor):
+        return [maps]
+    if not isinstance(maps, list | tuple):
+        expect_tensor(name, maps)
+    return maps
 
 
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd.checks import expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import maps
-from fedkd.losses._numerics import products, root, to_smaller, unit
+from fedkd.numerics import products, root, to_smaller, unit
 
 Pair = tuple[Tensor, Tensor]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd.checks import expect_booleans, expect_choice, expect_positive, expect_shape
 from fedkd.losses._arguments import rows
-from fedkd.losses._numerics import distances, products
+from fedkd.numerics import distances, products
 
 _WIDTH_IN_CODE = 100
 

@@ -5,15 +5,24 @@ All are pure, return a scalar, send no gradient to the teacher side, and run ins
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fedkd.checks import expect_labels, expect_numbers, expect_positive, expect_shape
+from fedkd.checks import (
+    expect_integer,
+    expect_labels,
+    expect_number,
+    expect_numbers,
+    expect_positive,
+    expect_shape,
+    expect_tensor,
+)
 from fedkd.losses._arguments import alike, expect_all_positive, rows
-from fedkd.losses._numerics import products, unit, wide
+from fedkd.numerics import products, unit, wide
 
 _VARIANCE_FLOOR = 1e-5
 _CRD_EPS = 1e-7
@@ -43,6 +52,8 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor) -> Tensor:
 
     Elsewhere: mdistiller keeps the variances in a plain list: untrained, 5 for ever.
     """
+    expect_tensor("mean", mean)
+    expect_tensor("variance", variance)
     expect_shape("mean", mean, "N", "C", *"d" * (mean.ndim - 2))
     channels = mean.shape[1]
     expect_shape("variance", variance, *((channels,) if variance.ndim == 1 else mean.shape))
@@ -85,13 +96,15 @@ def vid_start(variance: float = 5.0) -> float:
 
     Elsewhere: RepDistiller agrees.
     """
-    if not _VARIANCE_FLOOR < variance < math.inf:
-        raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance}.")
+    if not isinstance(variance, Real) or not _VARIANCE_FLOOR < variance < math.inf:
+        raise ValueError(f"variance: expected a finite number above {_VARIANCE_FLOOR}, found {variance!r}.")
     return variance - _VARIANCE_FLOOR + math.log(-math.expm1(_VARIANCE_FLOOR - variance))
 
 
 class CrdMemory(NamedTuple):
-    """Embeddings of all ``M`` samples as they were last seen; a new one comes from :func:`crd_remember`.
+    """Embeddings of all ``M`` samples as they were last seen.
+
+    The first memory comes from :func:`crd_start`, the next from :func:`crd_remember`.
 
     Attributes:
         student: rows of length one, shape ``(M, d)``.
@@ -104,6 +117,30 @@ class CrdMemory(NamedTuple):
     teacher: Tensor
     student_scale: Tensor
     teacher_scale: Tensor
+
+
+def crd_start(samples: int, width: int, *, generator: torch.Generator | None = None) -> CrdMemory:
+    """Return the first memory: random rows of length one for every sample, and no ``Z`` yet.
+
+    Args:
+        samples: number of samples ``M`` that will ever be compared.
+        width: length ``d`` of an embedding.
+        generator: where the random numbers come from; torch's own if absent. The memory is on its device.
+
+    Raises:
+        ValueError: a number is not a whole one of 1 or more.
+
+    Formula: ``unit(x)`` of ``x`` uniform in ``[-1, 1]^d``.
+
+    Source: the authors' code of Tian et al. 2020 (arXiv:1910.10699), but scaled to length one.
+
+    Elsewhere: RepDistiller's rows are uniform in ``[-1/sqrt(d/3), 1/sqrt(d/3)]^d``, of length one on average.
+    """
+    expect_integer("samples", samples, 1)
+    expect_integer("width", width, 1)
+    device = generator.device if generator is not None else None
+    sides = [unit(torch.rand(samples, width, generator=generator, device=device) * 2 - 1) for _ in range(2)]
+    return CrdMemory(sides[0], sides[1], torch.zeros((), device=device), torch.zeros((), device=device))
 
 
 def crd(
@@ -199,9 +236,11 @@ def crd_remember(
     Elsewhere: RepDistiller agrees.
     """
     expect_positive("temperature", temperature)
+    expect_number("momentum", momentum)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: expected a number from 0 to below 1, found {momentum}.")
-    student, teacher = _embeddings(student.detach(), teacher)
+    student, teacher = _embeddings(student, teacher)
+    student = student.detach()
     _expect_contrast(memory, contrast, student)
     scales = _scales(*_scores(student, teacher, memory, contrast, temperature), memory)
     own = contrast[:, 0]
@@ -220,6 +259,8 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _expect_contrast(memory: CrdMemory, contrast: Tensor, student: Tensor) -> None:
+    if not isinstance(memory, CrdMemory):
+        raise ValueError(f"memory: expected a CrdMemory, found {type(memory).__name__}; crd_start makes one.")
     expect_shape("memory.student", memory.student, "M", student.shape[1])
     expect_shape("memory.teacher", memory.teacher, *memory.student.shape)
     expect_shape("memory.student_scale", memory.student_scale)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedkd.checks import expect_choice, expect_finite, expect_numbers, expect_shape, expect_within
+from fedkd.checks import expect_choice, expect_finite, expect_numbers, expect_shape, expect_tensor, expect_within
 from fedkd.losses._logits import divergence, received, received_pair
 
 
@@ -156,6 +156,10 @@ def ema_update(
 
     Elsewhere: KD_Lib's decay is the other way round, and once per epoch instead of per step.
     """
+    for name, given in (("average", average), ("current", current)):
+        if not isinstance(given, Mapping):
+            found = f"found {type(given).__name__}; take dict(module.named_parameters())"
+            raise ValueError(f"{name}: expected parameters by name, {found}.")
     if average.keys() != current.keys():
         odd = sorted(average.keys() ^ current.keys())
         raise ValueError(f"current: expected the names of average, found only on one side: {', '.join(odd)}.")
@@ -197,6 +201,7 @@ def ramp_up(time: float, *, length: float) -> float:
 
 def _received_peers(own: Tensor, peers_logits: Tensor) -> tuple[Tensor, Tensor]:
     own = received("own", own)
+    expect_tensor("peers_logits", peers_logits)
     peers = peers_logits.shape[0] if peers_logits.ndim else "K"
     expect_shape("peers_logits", peers_logits, peers, *own.shape)
     expect_numbers("peers_logits", peers_logits)

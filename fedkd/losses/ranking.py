@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from fedkd.checks import expect_choice, expect_integer, expect_numbers, expect_positive, expect_shape, expect_within
 from fedkd.losses._logits import received_pair
-from fedkd.losses._numerics import wide
+from fedkd.numerics import wide
 
 
 def listnet(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:

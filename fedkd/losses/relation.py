@@ -14,7 +14,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from fedkd.checks import expect_choice, expect_integer, expect_positive, expect_shape
 from fedkd.losses._arguments import alike, rows
-from fedkd.losses._numerics import distances, products, root, unit
+from fedkd.numerics import distances, products, root, unit
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fedkd.checks import expect_choice, expect_not_negative, expect_positive
-from fedkd.losses._logits import divergence, received_pair
+from fedkd.losses._logits import WARM, divergence, received_pair
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -171,6 +171,9 @@ def binary_kd(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, cla
     student, teacher = received_pair(student, teacher)
     expect_positive("temperature", temperature)
     expect_choice("classes", classes, ("sum", "mean"))
+    if temperature > WARM:  # sigmoid(z / T) is the softmax of z and 0
+        ours, theirs = (torch.stack([z, torch.zeros_like(z)], dim=2).flatten(0, 1) for z in (student, teacher))
+        return divergence(ours, theirs, temperature) * (student.shape[1] if classes == "sum" else 1)
     student, teacher = student / temperature, teacher / temperature
     yes = torch.sigmoid(teacher) * (logsigmoid(teacher) - logsigmoid(student))
     no = torch.sigmoid(-teacher) * (logsigmoid(-teacher) - logsigmoid(-student))

@@ -1,4 +1,8 @@
-"""Students' architectures, by name, and their start weights."""
+"""Students' architectures, by name, and their start weights.
+
+Besides: ``capture`` for features of any layer of any model, ``connectors`` and ``method_connectors`` to bring them to a
+teacher's shape.
+"""
 
 from fedkd.models.classifier import Classifier as Classifier
 from fedkd.models.registry import ModelSpec as ModelSpec

@@ -49,6 +49,8 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[Mapping[str, Te
         >>> features["0"].shape, torch.equal(features["0"], features["1:input"])
         (torch.Size([4, 3]), True)
     """
+    if isinstance(layers, str):
+        raise UserError(f"layers: expected a list of names, found the text {layers!r}; write [{layers!r}].")
     recorder = _Recorder([_Place.of(name, model) for name in layers], get_ident())
     with ExitStack() as hooks:
         for handle in recorder.attach(model):

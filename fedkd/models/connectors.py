@@ -6,12 +6,13 @@ besides is in ``method_connectors``.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.losses._numerics import pooled
+from fedkd.numerics import pooled
 
 Shape = tuple[int, int, int]
 Norm = Literal["batch", "group", "none"]
@@ -76,12 +77,19 @@ class Connector(nn.Module):
         kernel_size: odd side of the convolution's kernel.
         norm: what follows the convolution: BatchNorm, GroupNorm with a single group, or nothing.
         relu: whether a ReLU comes last; the teacher's negative values are then out of reach.
+
+    Raises:
+        ValueError: a shape is not that of a map, the kernel's side is even, or there is no such norm.
     """
 
     def __init__(
         self, student: Shape, teacher: Shape, *, kernel_size: int = 1, norm: Norm = "batch", relu: bool = False
     ) -> None:
         super().__init__()
+        _expect_map("student", student)
+        _expect_map("teacher", teacher)
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number of 1 or more, found {kernel_size!r}.")
         channels = teacher[0]
         convolution = nn.Conv2d(student[0], channels, kernel_size, padding="same", bias=norm == "none")
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
@@ -103,7 +111,12 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> nn.Module
         student: shape of the student's maps, ``(C, H, W)``.
         teacher: shape to reach, ``(D, H', W')``.
         relu: whether a ReLU comes last, as in that code: teach features that are not negative then.
+
+    Raises:
+        ValueError: a shape is not that of a map.
     """
+    _expect_map("student", student)
+    _expect_map("teacher", teacher)
     (inputs, *before), (outputs, *after) = student, teacher
     if before == [2 * side for side in after]:
         convolution: nn.Module = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
@@ -125,6 +138,14 @@ def embedding(shape: tuple[int, ...], width: int = 128) -> nn.Module:
         width: number of features to make of them; 128 in both papers' code.
     """
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))
+
+
+def _expect_map(name: str, shape: Sequence[int]) -> None:
+    """Refuse what is not the shape of one sample's map."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sizes) != len("CHW") or not all(isinstance(size, int) and size > 0 for size in sizes):
+        hint = "; leave the number of samples out" if len(sizes) == len("NCHW") else ""
+        raise ValueError(f"{name}: expected the shape (C, H, W) of one sample's map, found {shape}{hint}.")
 
 
 def _norm(kind: Norm, channels: int) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """What a method is: a card, settings, a client half and a server half."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from fedkd.learner.base import ClientCard, OnView
 from fedkd.learner.client import Client
 from fedkd.learner.server import Reply, Server
 from fedkd.models import ModelSpec
+
+LOG = logging.getLogger("fedkd")
 
 Replies = Sequence[Reply[Any]]
 Payload = type[Knowledge] | Mapping[str, type[Knowledge]]
@@ -276,6 +279,8 @@ def _check_codecs(strategy: Strategy, experiment: Experiment) -> None:
     for where, texts, payload in (("up", settings.up, card.up), ("down", settings.down, card.down)):
         key = f"communication.{where}"
         codecs = codecs_named(texts, key)
-        if payload is not None:  # where nothing travels, nothing is coded
+        if payload is None and codecs:  # a baseline that shares nothing may stand beside others in one comparison
+            LOG.warning("%s: strategy %r sends nothing there, its codecs are not used.", key, experiment.strategy)
+        elif payload is not None:
             kinds = payload.values() if isinstance(payload, Mapping) else [payload]
             expect_suited(codecs, kinds, key, f"strategy {experiment.strategy!r}")

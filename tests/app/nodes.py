@@ -36,7 +36,7 @@ class Nodes(Grid):
 
     def __init__(self, run_config: Mapping[str, Any], configs: Mapping[int, Mapping[str, Any]]) -> None:
         ensure_task_identity()
-        self.app = make_client_app()
+        self.app, self.run_config = make_client_app(), dict(run_config)
         self.replies: dict[str, Message] = {}
         self.contexts = {
             node: Context(RUN, node, dict(config), RecordDict(), dict(run_config)) for node, config in configs.items()
@@ -120,12 +120,15 @@ class Deployment:
     def nodes(self, experiment: Experiment | None = None) -> Mortal:
         """Start all nodes anew: they know what is on their disks."""
         flower._client_side.cache_clear()
-        return Mortal(run_config(experiment or self.experiment, self.out), self.configs)
+        return Mortal(self.run_config(experiment), self.configs)
+
+    def run_config(self, experiment: Experiment | None = None, out: Path | None = None) -> dict[str, Any]:
+        """Return what Flower tells all apps."""
+        return run_config(experiment or self.experiment, out or self.out)
 
     def serve(self, nodes: Nodes, out: Path | None = None, experiment: Experiment | None = None) -> None:
         """Run a ServerApp to its end."""
-        settings = run_config(experiment or self.experiment, out or self.out)
-        make_server_app()(nodes, Context(RUN, 0, {}, RecordDict(), settings))
+        make_server_app()(nodes, Context(RUN, 0, {}, RecordDict(), self.run_config(experiment, out)))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the records of the run, but for times."""

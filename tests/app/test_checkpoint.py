@@ -124,6 +124,44 @@ def test_a_server_without_anything_can_be_written(tmp_path: Path) -> None:
     assert read_newest(tmp_path) == Checkpoint(nothing, {})
 
 
+def test_clients_may_keep_their_states_and_the_checkpoint_says_so(tmp_path: Path, first: Snapshot) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for round_ in (1, 2, 3):
+        checkpoints.save(after(first, round_), None)
+
+    found = read_newest(tmp_path)
+
+    assert found.states is None
+    assert found.snapshot.versions == after(first, 3).versions
+    assert found.snapshot.state_digests == first.state_digests
+    assert not list((tmp_path / "round-00003" / "clients").iterdir())
+    assert json.loads((tmp_path / "round-00003" / "run.json").read_text(encoding="utf-8"))["states"] == "nodes"
+
+
+def test_a_checkpoint_of_an_earlier_fedkd_has_nobody_on_its_roster_and_all_states(
+    tmp_path: Path, first: Snapshot
+) -> None:
+    Checkpoints(tmp_path).save(first, state_of)
+    path = next(tmp_path.iterdir())
+    values = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    assert sorted(values.pop("roster")) == sorted(first.versions)
+    assert values.pop("states") == "here"
+    (path / "run.json").write_text(json.dumps(values), encoding="utf-8")
+    files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+    files["run.json"] = checkpoint._sha256((path / "run.json").read_bytes())
+    (path / "manifest.json").write_bytes(checkpoint._manifest(files))
+
+    found = read_newest(tmp_path)
+
+    assert found.snapshot.roster == {}
+    assert sorted(found.states or {}) == sorted(first.versions)
+
+
+@pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_when_a_checkpoint_is_due(every: int, due: list[int]) -> None:
+    assert [round_ for round_ in range(1, 6) if checkpoint.is_due(round_, every, 5)] == due
+
+
 def test_two_generations_are_kept_and_nothing_else(tmp_path: Path, first: Snapshot) -> None:
     checkpoints = Checkpoints(tmp_path / "deep" / "checkpoints")
     seen = []

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,13 @@ def test_a_round_is_one_json_object() -> None:
         "refused": {},
     }
     assert RoundRecord(**json.loads(text)).to_json() == record.to_json()
+
+
+def test_only_a_round_in_which_a_client_began_anew_says_so() -> None:
+    record = replace(a_round(1, {}, {}), afresh=("a",))
+    assert "afresh" not in a_round(1, {}, {}).to_json()
+    assert record.to_json()["afresh"] == ["a"]
+    assert RoundRecord(**record.to_json()).to_json() == record.to_json()
 
 
 def test_a_round_that_was_not_evaluated_says_so() -> None:

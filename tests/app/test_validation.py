@@ -32,21 +32,28 @@ def reply(records: RecordDict | Error, type_: str = "train") -> Message:
 
 
 def test_an_honest_reply_is_read() -> None:
-    knowledge, state, steps = read_reply(reply(pack(HEADER, SOFT)), expected())
+    knowledge, state, steps, afresh = read_reply(reply(pack(HEADER, SOFT)), expected())
 
     assert isinstance(knowledge, SoftLabels)
     assert torch.equal(knowledge.logits, SOFT.logits)
     assert torch.equal(knowledge.ids, IDS)
-    assert (state, steps) == (STATE, 7)
+    assert (state, steps, afresh) == (STATE, 7, False)
+
+
+def test_a_client_may_say_that_it_has_begun_anew_and_nothing_else_about_it() -> None:
+    assert read_reply(reply(pack({**HEADER, "afresh": True}, SOFT)), expected()).afresh
+    for said in (False, 1, "yes"):
+        with pytest.raises(KnowledgeError, match="afresh: expected true or nothing, found"):
+            read_reply(reply(pack({**HEADER, "afresh": said}, SOFT)), expected())
 
 
 def test_an_honest_reply_without_payload_is_read() -> None:
-    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), expected(None)) == (None, STATE, 7, False)
 
 
 def test_nothing_is_read_only_where_it_may_be_sent() -> None:
     optional = replace(expected(), optional=True)
-    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7)
+    assert read_reply(reply(pack(HEADER)), optional) == (None, STATE, 7, False)
     assert read_reply(reply(pack(HEADER, SOFT)), optional).knowledge is not None
     with pytest.raises(KnowledgeError, match="kind: expected 'SoftLabels', found ''"):
         read_reply(reply(pack(HEADER)), expected())

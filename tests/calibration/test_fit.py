@@ -1,6 +1,7 @@
 """Fitted temperatures and scalings: known ones are found again, and no other has a smaller loss."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fedkd import calibration
 from fedkd.calibration import (
+    Scaling,
     fit_matrix_scaling,
     fit_temperature,
     fit_temperatures,
@@ -172,3 +174,15 @@ def test_refuses_settings_out_of_range() -> None:
             fit_temperatures(torch.zeros(shape), labels)
     with pytest.raises(ValueError, match=r"logits: expected shape \(N, 10\), found \(5, 9\)"):
         fit_vector_scaling(logits, labels)(logits[:, 1:])
+
+
+@pytest.mark.parametrize("fit", [fit_vector_scaling, fit_matrix_scaling])
+def test_scaling_is_fitted_in_any_mode(fit: Callable[[Tensor, Tensor], Scaling]) -> None:
+    logits, labels = sampled(50)
+    expected = fit(logits, labels)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            found = fit(logits * 1, labels * 1)  # tensors of that mode
+            assert torch.equal(found.weight, expected.weight)
+            assert torch.equal(found.bias, expected.bias)
+            assert found(logits).shape == logits.shape

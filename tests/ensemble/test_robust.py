@@ -235,3 +235,39 @@ def test_exp_guard_refuses_what_cannot_be_its_memory() -> None:
         ensemble.exp_guard(logits, zeros, eta=1.0, centre=lambda z: z)
     with pytest.raises(ValueError, match=r"logits: expected at least one sample, found shape \(7, 0, 4\)"):
         ensemble.exp_guard(logits[:, :0], zeros, eta=1.0)
+
+
+def test_exp_guard_refuses_a_centre_by_name() -> None:
+    with pytest.raises(ValueError, match=r"centre: expected a rule such as ensemble.coordinate_median, found 'median'"):
+        ensemble.exp_guard(torch.tensor(LOGITS), torch.zeros(TEACHERS), eta=1.0, centre="median")  # type: ignore[arg-type]
+
+
+def cronus_by_hand(logits: Array) -> Array:
+    """Cronus of the paper, sample by sample, by the singular value decomposition of the centred rows."""
+    teachers = len(logits)
+    out = -(-((teachers + 1) // 2 - 1) // 2)
+    means = []
+    for sample in range(logits.shape[1]):
+        rows = softmax(logits[:, sample])
+        for _ in range(2):
+            centred = rows - rows.mean(axis=0)
+            direction = np.linalg.svd(centred)[2][0]
+            kept = np.argsort(np.abs(centred @ direction))[: len(rows) - out]
+            rows = rows[np.sort(kept)]
+        means.append(rows.mean(axis=0))
+    return np.stack(means)
+
+
+@pytest.mark.parametrize("teachers", [5, 12, 40])
+def test_cronus_with_more_classes_than_teachers_equals_the_formula(teachers: int) -> None:
+    logits = 2 * np.random.default_rng(teachers).normal(size=(teachers, 8, 30))  # 40 teachers are more than 30 classes
+    found = ensemble.cronus(torch.tensor(logits))
+    np.testing.assert_allclose(found, cronus_by_hand(logits), rtol=1e-9)
+    order = torch.randperm(teachers, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ensemble.cronus(torch.tensor(logits)[order]), found)
+
+
+def test_cronus_of_teachers_that_agree_is_what_they_say() -> None:
+    row = np.random.default_rng(0).normal(size=(1, 3, 30))
+    found = ensemble.cronus(torch.tensor(np.repeat(row, 7, axis=0)))
+    np.testing.assert_allclose(found, softmax(row[0]), rtol=1e-12)

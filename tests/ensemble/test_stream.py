@@ -141,3 +141,16 @@ def test_refuses_other_ranges(range_: dict[str, float], message: str) -> None:
 def test_refuses_a_mean_of_nobody() -> None:
     with pytest.raises(ValueError, match="stream: expected at least one teacher, found none"):
         StreamedMean((2, 3)).mean()
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), torch.tensor(3), torch.tensor(3, dtype=torch.int32)])
+def test_weights_are_integers_of_any_library(three: int) -> None:
+    stream, expected = StreamedMean((2,), limit=1), StreamedMean((2,), limit=1)
+    for weight, one in ((three, stream), (3, expected)):
+        one.add(torch.tensor([0.25, 0.5]), weight=weight)
+        one.add(torch.tensor([0.75, 0.0]))
+    assert stream.mean().tolist() == expected.mean().tolist() == [0.375, 0.375]
+    assert type(stream.weight) is int
+    for other in (np.float64(3), torch.tensor(3.0), torch.tensor([3]), torch.tensor(True), True, "3", None):
+        with pytest.raises(ValueError, match=r"^weight: expected an integer of 1 or more, found "):
+            stream.add(torch.tensor([0.25, 0.5]), weight=other)  # type: ignore[arg-type]

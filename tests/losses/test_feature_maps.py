@@ -53,15 +53,6 @@ def test_the_larger_map_is_averaged_down(loss: Callable[..., Tensor]) -> None:
     assert loss(*both(SAME, large)).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_pooling_is_adaptive_pooling() -> None:
-    from fedkd.losses._numerics import pooled
-
-    maps = torch.tensor(draw(3, 2, 3, 7, 9))
-    for size in ((7, 9), (3, 4), (1, 1), (5, 2), (9, 9)):
-        expected = torch.nn.functional.adaptive_avg_pool2d(maps, size)
-        torch.testing.assert_close(pooled(maps, size), expected, rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("variant", ["code", "paper"])
 def test_attention_ignores_scale_and_mixing_of_channels(variant: str) -> None:
     ours, theirs = both(OURS, THEIRS)

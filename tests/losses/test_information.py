@@ -193,3 +193,26 @@ def test_crd_refuses_what_does_not_fit() -> None:
         losses.crd(*both(), temperature=0)
     with pytest.raises(ValueError, match=r"momentum: expected a number from 0 to below 1, found 1\.0"):
         losses.crd_remember(held, *both(), contrast, momentum=1.0)
+
+
+def test_the_first_memory_has_unit_rows_and_no_scale_and_repeats_with_its_generator() -> None:
+    memory = losses.crd_start(40, 8, generator=torch.Generator().manual_seed(1))
+    again = losses.crd_start(40, 8, generator=torch.Generator().manual_seed(1))
+    for side, same in ((memory.student, again.student), (memory.teacher, again.teacher)):
+        np.testing.assert_allclose(np.linalg.norm(side.numpy(), axis=1), 1, rtol=1e-5)
+        assert side.shape == (40, 8)
+        assert torch.equal(side, same)
+    assert not torch.equal(memory.student, memory.teacher)
+    assert memory.student_scale.item() == memory.teacher_scale.item() == 0
+    contrast = torch.tensor([[3, 0, 7], [5, 1, 2]])
+    loss = losses.crd(torch.ones(2, 8), torch.ones(2, 8), memory=memory, contrast=contrast)
+    assert loss.isfinite()
+    later = losses.crd_remember(memory, torch.ones(2, 8), torch.ones(2, 8), contrast)
+    assert later.student_scale > 0
+    assert torch.equal(later.student[[0, 1]], memory.student[[0, 1]])
+
+
+def test_a_pair_of_tensors_is_no_memory() -> None:
+    rows, contrast = torch.ones(2, 8), torch.tensor([[0, 1], [1, 0]])
+    with pytest.raises(ValueError, match=r"^memory: expected a CrdMemory, found tuple; crd_start makes one\.$"):
+        losses.crd(rows, rows, memory=(rows, rows), contrast=contrast)  # type: ignore[arg-type]

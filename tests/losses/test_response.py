@@ -135,3 +135,56 @@ def test_logits_are_no_probabilities(loss: object, student: Tensor, teacher: Ten
 def test_binary_kd_refuses_another_reduction(student: Tensor, teacher: Tensor) -> None:
     with pytest.raises(ValueError, match="classes: expected one of 'sum', 'mean', found 'batchmean'"):
         losses.binary_kd(student, teacher, classes="batchmean")
+
+
+# --- high temperatures
+
+
+def in_limit(student: Array, teacher: Array) -> float:
+    """``T^2 KL`` for ``T`` to infinity: half the variance over the classes of the gaps between the logits."""
+    return float((student - teacher).var(axis=1).mean() / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [9.9, 10.1, 20.0, 1e2, 1e3])
+def test_kd_is_exact_at_high_temperatures(
+    dtype: torch.dtype, temperature: float, student: Tensor, teacher: Tensor
+) -> None:
+    found = losses.kd(student.to(dtype), teacher.to(dtype), temperature=temperature).item()
+    assert found == pytest.approx(kd(temperature), rel=1e-4 if temperature < 10 and dtype == torch.float32 else 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e6, 1e9, 1e18, 1e30, 1e100])
+def test_kd_reaches_its_limit(dtype: torch.dtype, temperature: float, student: Tensor, teacher: Tensor) -> None:
+    ours = student.detach().to(dtype).requires_grad_()
+    found = losses.kd(ours, teacher.to(dtype), temperature=temperature)
+    assert found.item() == pytest.approx(in_limit(STUDENT, TEACHER), rel=1e-5)
+    found.backward()  # of half a variance: the centred gap over N C
+    gaps = STUDENT - TEACHER
+    expected = (gaps - gaps.mean(axis=1, keepdims=True)) / gaps.size
+    assert ours.grad is not None
+    np.testing.assert_allclose(ours.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_kd_takes_large_gaps_at_high_temperatures() -> None:
+    """Gaps of 60 T and of 0.3 T in one batch: the plain formula for the one, the series for the other."""
+    temperature = 50.0
+    ours, theirs = np.array([[3000.0, 0.0, 0.0], [15.0, 0.0, -9.0]]), np.zeros((2, 3))
+    expected = temperature**2 * kl(softmax(theirs / temperature), softmax(ours / temperature)).mean()
+    student = torch.tensor(ours, dtype=torch.float32, requires_grad=True)
+    found = losses.kd(student, torch.tensor(theirs, dtype=torch.float32), temperature=temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    slope = temperature * (softmax(ours / temperature) - softmax(theirs / temperature)) / 2
+    assert student.grad is not None
+    np.testing.assert_allclose(student.grad, slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [20.0, 1e3])
+def test_binary_kd_is_exact_at_high_temperatures(temperature: float, student: Tensor, teacher: Tensor) -> None:
+    ours, theirs = (np.stack([z, np.zeros_like(z)], axis=2).reshape(-1, 2) for z in (STUDENT, TEACHER))
+    mean = temperature**2 * kl(softmax(theirs / temperature), softmax(ours / temperature)).mean()
+    for classes, expected in (("mean", mean), ("sum", 4 * mean)):
+        found = losses.binary_kd(student.float(), teacher.float(), temperature=temperature, classes=classes).item()
+        assert found == pytest.approx(expected, rel=3e-6)

@@ -281,3 +281,11 @@ def test_refuses_what_is_not_there(layer: str, message: str) -> None:
 def test_asks_which_run_is_meant(resnet: Module, images: Tensor) -> None:
     with pytest.raises(UserError, match=r"layer 'layer1.0.relu': runs several times in a call; say which, as layer1"):
         forward(resnet, ["layer1.0.relu"], images)
+
+
+def test_one_name_instead_of_a_list_is_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"^layers: expected a list of names, found the text '0'; write \['0'\]\.$"),
+        capture(nn.Sequential(nn.Linear(2, 2)), "0"),
+    ):
+        pass

@@ -102,3 +102,17 @@ def test_refuses_other_norms_and_numbers_of_tokens() -> None:
         Connector(STUDENT, STUDENT, norm="layer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tokens: expected shape \(N, 7, d\), found \(2, 6, 4\)"):
         tokens_to_map(maps(2, 6, 4), (2, 3), skip=1)
+
+
+def test_connectors_refuse_even_kernels_and_what_is_no_map() -> None:
+    for side in (0, 2, 4, 3.0):
+        with pytest.raises(ValueError, match=rf"^kernel_size: expected an odd number of 1 or more, found {side}\.$"):
+            Connector((3, 8, 8), (5, 8, 8), kernel_size=side)  # type: ignore[arg-type]
+    for make in (Connector, regressor):
+        for shape in ((64,), (8, 8), (3, 0, 8), 64, (3.0, 8, 8)):
+            with pytest.raises(
+                ValueError, match=r"^student: expected the shape \(C, H, W\) of one sample's map, found"
+            ):
+                make(shape, (5, 8, 8))  # type: ignore[operator]
+        with pytest.raises(ValueError, match=r"^teacher: .*found \(2, 5, 8, 8\); leave the number of samples out\.$"):
+            make((3, 8, 8), (2, 5, 8, 8))  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from fedkd import simulate
 from fedkd.data.federation import build
+from fedkd.data.samples import Samples
 from strategies.fedmekt import weighted_mean
 
-WEIGHT, TRANSFER, SERVER = 0.7, 2, 3
+WEIGHT, TRANSFER, SERVER, PROBE = 0.7, 2, 3, 4
 
 
 def test_the_joint_embedding_weights_clients_by_their_samples() -> None:
@@ -56,3 +58,23 @@ def test_rounds_by_hand(lab: SimpleNamespace) -> None:
     one = 40 * (16 * 8 + 8)  # bytes of float64 features of width 16, and int64 ids, of 40 public samples
     assert [record["bytes_up"] for record in found.rounds] == [{"Features": 3 * one}] * lab.rounds
     assert found.rounds[1]["bytes_down"] == {"Features": 3 * one}
+
+
+def test_with_public_labels_the_servers_heads_are_fitted_and_the_encoders_left_alone(lab: SimpleNamespace) -> None:
+    changes = {"federation.views": ["image", "image@4", "image"], "rounds": 1}
+    settings = {"server_epochs": SERVER, "probe_epochs": PROBE}
+    unlabelled = lab.experiment("fedmekt", {**changes, "strategies": {"fedmekt": settings}})
+    labelled = unlabelled.changed(**{"data.public_labels": True})
+    before, after, federation = simulate(unlabelled), simulate(labelled), build(labelled)
+    for view in ("image", "image@4"):
+        server, found = before.server_models[f"mlp+{view}"], after.server_models[f"mlp+{view}"]
+        public = federation.labelled_public(view)
+        assert public is not None
+        assert lab.apart(server, found) > 1e-4
+        fit_head(lab, server, public)
+        assert lab.apart(server, found) < 1e-12
+
+
+def fit_head(lab: SimpleNamespace, server: Any, public: Samples) -> None:
+    features = server.features(public.inputs).detach()
+    lab.descend(lambda: cross_entropy(server.head(features), public.labels), [server.head], PROBE)

@@ -128,12 +128,12 @@ FITS = [
     (
         {"up": Weights},
         {"communication.up": ["class-index"]},
-        r"^communication.up: 'class-index' codes SoftLabels .* but strategy 'plain' exchanges Weights; remove it",
+        r"^communication.up: 'class-index' codes SoftLabels, but strategy 'plain' exchanges Weights; leave it out",
     ),
     (
         {"up": SoftLabels, "down": {"a": Weights, "b": Statistics}},
         {"communication.up": ["top-k:3"], "communication.down": ["top-k:3"]},
-        r"^communication.down: 'top-k' codes .* exchanges Weights and Statistics; remove it",
+        r"^communication.down: 'top-k' codes .* exchanges Weights and Statistics; leave it out",
     ),
 ]
 
@@ -236,3 +236,13 @@ def test_what_the_card_says_is_sent() -> None:
     expect_payload("here", Weights({}), Weights)
     expect_payload("here", None, None)
     expect_payload("here", Bundle({"a": Weights({})}), {"a": Weights})
+
+
+def test_codecs_of_a_strategy_that_sends_nothing_are_not_used_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    asked = EXPERIMENT.changed(strategy="plain", **{"communication.up": ["float16"]})
+    strategy = type("Silent", (Plain,), {"card": MethodCard(title="T", authors="A", year=2020)})()
+    check_fits(strategy, asked, build(asked))
+    assert caplog.messages == ["communication.up: strategy 'plain' sends nothing there, its codecs are not used."]
+    caplog.clear()
+    check_fits(strategy, EXPERIMENT, build(EXPERIMENT))
+    assert not caplog.messages

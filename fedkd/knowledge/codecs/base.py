@@ -56,6 +56,18 @@ class Codec(ABC):
         """
 
 
+def repeated(codecs: Sequence[Codec]) -> tuple[Codec, Codec] | None:
+    """Return the first codec that comes after one of its kind, and that one: what makes the same pieces is of a kind.
+
+    It would code the pieces of the first, whose names the decoder could not tell apart, or find nothing to code.
+    """
+    for place, codec in enumerate(codecs):
+        for before in codecs[:place]:
+            if before.pieces == codec.pieces:
+                return codec, before
+    return None
+
+
 def encode(
     codecs: Sequence[Codec], tensors: Mapping[str, Tensor], meanings: Mapping[str, Meaning]
 ) -> dict[str, Tensor]:
@@ -67,9 +79,10 @@ def encode(
         meanings: of the floating-point tensors, by name.
 
     Raises:
-        KnowledgeError: a tensor is not finite, is out of a codec's range, or has a name that codecs use; or there are
-            more than ``LARGEST`` numbers in all.
+        KnowledgeError: a tensor is not finite, is out of a codec's range, or has a name that codecs use; there are more
+            than ``LARGEST`` numbers in all; or the codecs are none, or two of a kind.
     """
+    _expect_codecs(codecs)
     _expect_not_too_many(tensors)
     for name in tensors if codecs else ():
         if SEPARATOR in name:
@@ -95,6 +108,7 @@ def decode(
     Raises:
         KnowledgeError: the tensors are not what :func:`encode` makes with these codecs.
     """
+    _expect_codecs(codecs)
     for codec in reversed(codecs):
         mine = {f"{codec.name}.{piece}": piece for piece in codec.pieces}
         decoded: dict[str, Tensor | dict[str, Tensor]] = {}
@@ -119,6 +133,16 @@ def decode(
         if SEPARATOR in path:
             raise KnowledgeError(f"{path}: expected pieces of {[codec.name for codec in codecs]}, found others")
     return dict(tensors)
+
+
+def _expect_codecs(codecs: Sequence[Codec]) -> None:
+    if not isinstance(codecs, Sequence) or not all(isinstance(codec, Codec) for codec in codecs):
+        todo = f"write ({codecs!r},)" if isinstance(codecs, Codec) else "make them by codecs_named"
+        raise KnowledgeError(f"codecs: expected a sequence of codecs, found {type(codecs).__name__}; {todo}")
+    if two := repeated(codecs):
+        raise KnowledgeError(
+            f"codecs: expected one of a kind, found {two[0].name!r} after {two[1].name!r}; leave it out"
+        )
 
 
 def _expect_not_too_many(tensors: Mapping[str, Tensor]) -> None:

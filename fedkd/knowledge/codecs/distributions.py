@@ -67,8 +67,8 @@ class Distributions(Codec):
 
     def __post_init__(self) -> None:
         """Refuse a number of bits out of range."""
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ValueError(f"bits: expected 1 to {MOST_BITS}, found {self.bits}")
+        if not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS:
+            raise ValueError(f"bits: expected a whole number from 1 to {MOST_BITS}, found {self.bits!r}")
 
     @property
     def _whole(self) -> int:

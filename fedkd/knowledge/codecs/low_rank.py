@@ -6,6 +6,7 @@ into the left factor, no rank is 0, and a matrix whose factors would take no few
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class LowRank(Codec):
 
     def __post_init__(self) -> None:
         """Refuse a share out of range."""
-        if not 0 < self.energy <= 1:
-            raise ValueError(f"energy: expected a share above 0, at most 1, found {self.energy}")
+        if not isinstance(self.energy, Real) or not 0 < self.energy <= 1:
+            raise ValueError(f"energy: expected a share above 0, at most 1, found {self.energy!r}")
 
     def encode(self, name: str, tensor: Tensor, meaning: Meaning) -> dict[str, Tensor] | None:
         """Return ``U diag(s)`` of shape ``(m, r)`` and ``V`` of shape ``(r, n)``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedkd.errors import UserError, unknown
 from fedkd.knowledge.base import KINDS, Knowledge, Meaning
 from fedkd.knowledge.bundle import Bundle
-from fedkd.knowledge.codecs.base import MEANINGS, Codec
+from fedkd.knowledge.codecs.base import MEANINGS, Codec, repeated
 from fedkd.knowledge.codecs.distributions import ClassIndex, Distributions
 from fedkd.knowledge.codecs.halves import BFloat16, Float16
 from fedkd.knowledge.codecs.low_rank import LowRank
@@ -38,7 +38,12 @@ CODECS: Mapping[str, _Entry] = {
     ),
     "class-index": _entry(ClassIndex, None, "", "the most probable class (CFD at one bit)"),
     "distributions": _entry(Distributions, int, ":4", "1 to 8 bits per class, rows stay distributions (CFD)"),
-    "top-k": _entry(TopK, int, ":3", "the largest numbers of each row; the rest of the mass is spread evenly"),
+    "top-k": _entry(
+        TopK,
+        int,
+        ":3",
+        "the largest numbers of each row; the rest of the mass is spread evenly, of Features and Prototypes it is 0",
+    ),
     "low-rank": _entry(LowRank, float, ":0.95", "singular vectors that keep this share of a matrix's energy (FedKD)"),
 }
 """Codecs that need no memory of earlier rounds, by name."""
@@ -65,15 +70,25 @@ def _codec(text: str, where: str) -> Codec:
     try:
         if entry.type is None and separator:
             raise ValueError("it takes no parameter")
-        return entry.make() if entry.type is None else entry.make(entry.type(parameter))
+        return entry.make() if entry.type is None else entry.make(_parameter(entry.type, parameter))
     except ValueError as error:
         known = ", ".join(other.example for other in CODECS.values())
         expected = f"expected a codec such as {entry.example!r}, found {text!r} ({error})"
         raise UserError(f"{where}: {expected}; codecs: {known}.") from None
 
 
+def _parameter(kind: Callable[[str], float], text: str) -> float:
+    what = "a whole number" if kind is int else "a number"
+    if not text:
+        raise ValueError(f"{what} is missing behind the colon")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not {what}") from None
+
+
 def expect_suited(codecs: Sequence[Codec], kinds: Iterable[type[Knowledge]], where: str, who: str) -> None:
-    """Refuse codecs that would find nothing to code.
+    """Refuse codecs that would find nothing to code, and two of a kind.
 
     Args:
         codecs: in the order of encoding.
@@ -82,17 +97,34 @@ def expect_suited(codecs: Sequence[Codec], kinds: Iterable[type[Knowledge]], whe
         who: who exchanges the payloads, for the message.
 
     Raises:
-        UserError: names the codec, what it suits and what travels.
+        UserError: names the codec, what it suits and what travels, or what has coded that already.
     """
+    if two := repeated(codecs):
+        after = "comes twice" if two[0].name == two[1].name else f"comes after {two[1].name!r}, which is of its kind"
+        raise UserError(f"{where}: {two[0].name!r} {after}; leave the second out.")
     kinds = list(kinds)
-    left = {meaning for kind in kinds for meaning in (MEANINGS if kind in {Bundle, Knowledge} else (kind.meaning,))}
-    for codec in codecs:
+    sent = {meaning for kind in kinds for meaning in (MEANINGS if kind in {Bundle, Knowledge} else (kind.meaning,))}
+    if (idle := _idle(codecs, sent)) is None:
+        return
+    codec, before = codecs[idle], codecs[:idle]
+    taken = [other.name for other in before if sent & set(codec.suits) & set(other.suits)]
+    if not taken:
+        names = " and ".join(kind.__name__ for kind in kinds)
+        what = f"{codec.name!r} codes {_payloads(codec.suits)}, but {who} exchanges {names}"
+        raise UserError(f"{where}: {what}; leave it out.")
+    todo = "leave it out" if _idle([codec, *before], sent) is not None else f"put {codec.name!r} first"
+    raise UserError(f"{where}: nothing is left for {codec.name!r}, {taken[0]!r} already codes it; {todo}.")
+
+
+def _idle(codecs: Sequence[Codec], sent: set[Meaning]) -> int | None:
+    """Return the place of the first codec that finds nothing to code in what is sent, or None."""
+    left = set(sent)
+    for place, codec in enumerate(codecs):
         mine = left & set(codec.suits)
         if not mine:
-            sent = " and ".join(kind.__name__ for kind in kinds)
-            what = f"{codec.name!r} codes {_payloads(codec.suits)} that no codec before it has coded"
-            raise UserError(f"{where}: {what}, but {who} exchanges {sent}; remove it, or move it to the front.")
+            return place
         left = (left - mine) | ({"weights"} if codec.leaves else set())
+    return None
 
 
 def payloads_suited(name: str) -> str:

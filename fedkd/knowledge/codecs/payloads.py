@@ -13,10 +13,10 @@ def encode_knowledge(codecs: Sequence[Codec], knowledge: Knowledge) -> dict[str,
     """Return the coded flat form of a payload; without codecs, the flat form itself.
 
     Raises:
-        KnowledgeError: it cannot be coded.
+        KnowledgeError: it cannot be coded, or the codecs are none, or two of a kind.
     """
     tensors = knowledge.to_tensors()
-    return encode(codecs, tensors, meanings_of(type(knowledge).__name__, tensors)) if codecs else tensors
+    return tensors if codecs in ((), []) else encode(codecs, tensors, meanings_of(type(knowledge).__name__, tensors))
 
 
 def decode_knowledge(codecs: Sequence[Codec], name: str, tensors: dict[str, Tensor]) -> Knowledge:
@@ -31,7 +31,7 @@ def decode_knowledge(codecs: Sequence[Codec], name: str, tensors: dict[str, Tens
         KnowledgeError: there is no such kind, or the tensors are not what the codecs make of one.
     """
     found = kind(name)
-    return found.from_tensors(decode(codecs, tensors, meanings_of(name, tensors)) if codecs else tensors)
+    return found.from_tensors(tensors if codecs in ((), []) else decode(codecs, tensors, meanings_of(name, tensors)))
 
 
 def meanings_of(name: str, fields: Iterable[str]) -> dict[str, Meaning]:

@@ -34,8 +34,8 @@ class TopK(Codec):
 
     def __post_init__(self) -> None:
         """Refuse to keep nothing."""
-        if self.k < 1:
-            raise ValueError(f"k: expected 1 or more, found {self.k}")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k: expected a whole number of 1 or more, found {self.k!r}")
 
     def encode(self, name: str, tensor: Tensor, meaning: Meaning) -> dict[str, Tensor] | None:
         """Return ``N k`` values (of logits ``N (k + 1)``), and places in ``ceil(N k ceil(log2 C) / 8)`` bytes."""

@@ -33,8 +33,8 @@ class Quantize(Codec):
 
     def __post_init__(self) -> None:
         """Refuse a number of bits out of range."""
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ValueError(f"bits: expected 1 to {MOST_BITS}, found {self.bits}")
+        if not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS:
+            raise ValueError(f"bits: expected a whole number from 1 to {MOST_BITS}, found {self.bits!r}")
 
     def encode(self, name: str, tensor: Tensor, meaning: Meaning) -> dict[str, Tensor]:
         """Return codes in ``ceil(n * bits / 8)`` bytes, and the two ends (4 or 8 bytes each) of every range."""

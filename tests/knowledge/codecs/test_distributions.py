@@ -107,5 +107,5 @@ def test_damage_is_refused(name: str, piece: torch.Tensor, reason: str) -> None:
 
 
 def test_bits_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="bits: expected 1 to 8, found 9"):
+    with pytest.raises(ValueError, match="bits: expected a whole number from 1 to 8, found 9"):
         Distributions(9)

@@ -22,12 +22,14 @@ def test_every_example_makes_the_codec_of_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("top-k", "expected a codec such as 'top-k:3', found 'top-k'"),
-        ("top-k:", "found 'top-k:'"),
-        ("top-k:x", "found 'top-k:x'"),
-        ("top-k:0", r"found 'top-k:0' \(k: expected 1 or more, found 0\)"),
-        ("quantize:9", r"\(bits: expected 1 to 8, found 9\)"),
-        ("quantize:2.5", "found 'quantize:2.5'"),
+        ("top-k", r"expected a codec such as 'top-k:3', found 'top-k' \(a whole number is missing behind the colon\)"),
+        ("top-k:", r"found 'top-k:' \(a whole number is missing behind the colon\)"),
+        ("top-k:x", r"found 'top-k:x' \('x' is not a whole number\)"),
+        ("top-k:0", r"found 'top-k:0' \(k: expected a whole number of 1 or more, found 0\)"),
+        ("Top-K:3", "unknown codec 'Top-K': did you mean 'top-k:3'"),
+        ("quantize:9", r"\(bits: expected a whole number from 1 to 8, found 9\)"),
+        ("quantize:2.5", r"found 'quantize:2.5' \('2.5' is not a whole number\)"),
+        ("low-rank:", r"\(a number is missing behind the colon\)"),
         ("low-rank:nan", r"\(energy: expected a share above 0, at most 1, found nan\)"),
         ("float16:2", r"\(it takes no parameter\)"),
         ("flaot16", "unknown codec 'flaot16': did you mean 'float16'"),
@@ -44,11 +46,28 @@ def test_a_wrong_codec_is_refused_in_one_line(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "kinds", "reason"),
     [
-        (["class-index"], [Weights], "'class-index' codes SoftLabels that .* but fedavg exchanges Weights; remove it"),
+        (["class-index"], [Weights], "'class-index' codes SoftLabels, but fedavg exchanges Weights; leave it out"),
         (["top-k:3"], [Weights], "'top-k' codes ClassLogits, Features, Prototypes, SoftLabels"),
         (["low-rank:0.9"], [ClassLogits], "'low-rank' codes"),
-        (["class-index", "float16"], [SoftLabels], "'float16' codes any payload that no codec before it has coded"),
-        (["float16", "top-k:3"], [SoftLabels], "or move it to the front"),
+        (
+            ["class-index", "float16"],
+            [SoftLabels],
+            "nothing is left for 'float16', 'class-index' already codes it; leave it out",
+        ),
+        (
+            ["float16", "top-k:3"],
+            [SoftLabels],
+            "nothing is left for 'top-k', 'float16' already codes it; put 'top-k' first",
+        ),
+        (["low-rank:0.5", "low-rank:0.5"], [Weights], "'low-rank' comes twice; leave the second out"),
+        (["top-k:3", "top-k:2"], [SoftLabels], "'top-k' comes twice; leave the second out"),
+        (["quantize:8", "quantize:8"], [Weights], "'quantize' comes twice; leave the second out"),
+        (["float16", "quantize:8", "float16"], [Weights], "'float16' comes twice; leave the second out"),
+        (
+            ["float16", "bfloat16"],
+            [Weights],
+            "'bfloat16' comes after 'float16', which is of its kind; leave the second out",
+        ),
     ],
 )
 def test_a_codec_with_nothing_to_code_is_refused(texts: list[str], kinds: list[type[Knowledge]], reason: str) -> None:

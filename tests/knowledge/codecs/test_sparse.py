@@ -95,5 +95,5 @@ def test_damage_is_refused(piece: str, value: torch.Tensor, reason: str) -> None
 
 
 def test_keeping_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="k: expected 1 or more, found 0"):
+    with pytest.raises(ValueError, match="k: expected a whole number of 1 or more, found 0"):
         TopK(0)

@@ -82,7 +82,7 @@ def test_a_range_beyond_float64_is_refused() -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_out_of_range_are_refused(bits: int) -> None:
-    with pytest.raises(ValueError, match=f"bits: expected 1 to 8, found {bits}"):
+    with pytest.raises(ValueError, match=f"bits: expected a whole number from 1 to 8, found {bits}"):
         Quantize(bits)
 
 

@@ -1,6 +1,7 @@
-"""Small numerical parts shared by the losses: exact where they can be, and finite, with finite gradients, everywhere.
+"""Small numerical parts that losses, measures and connectors share: exact where they can be, and finite everywhere.
 
-All run inside ``torch.func.vmap`` and ``torch.func.grad``, and none writes into its arguments.
+Their gradients are finite too. All run inside ``torch.func.vmap`` and ``torch.func.grad``, and none writes into its
+arguments.
 """
 
 import math
