@@ -114,7 +114,7 @@ def test_flower_gives_the_bits_of_our_own_engine_and_the_exception_of_the_client
     assert again == experiment.changed(**{"engine.name": "flower"})
     assert read_lines(tmp_path / "run" / "rounds.jsonl") == [record.to_json() for record in theirs]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("checkpoints", "experiment.toml", "flower.log", "manifest.json", "rounds.jsonl", "run-id", "states")
+        *("experiment.toml", "flower.log", "manifest.json", "rounds.jsonl", "run-id", "states")
     ]
 
     two_rounds = experiment.changed(rounds=2)
