@@ -59,10 +59,10 @@ class CMKD(Strategy):
         own = client.private.take(torch.isin(client.private.ids, better.ids).nonzero()[:, 0])
         public = (client.next_public_subset, client.next_public_subset_in(other))
         for samples, paired in ((own, better.by_id(own.ids)), public):
-            taught = samples.with_targets(
-                features=client.features(paired, "teacher"), logits=client.logits(paired, "teacher")
-            )
-            client.fit(taught, objective=self.objective, epochs=self.settings.transfer_epochs)
+            said = {"features": client.features(paired, "teacher")}
+            if self.settings.logits_weight:
+                said["logits"] = client.logits(paired, "teacher")
+            client.fit(samples.with_targets(**said), objective=self.objective, epochs=self.settings.transfer_epochs)
         client.fit(client.private, losses.cross_entropy)
 
     def objective(self, networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:

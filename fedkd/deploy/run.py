@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from fedkd.app.announce import announced
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import FLOWER_LOG, ROUNDS, claim
+from fedkd.app.run_folder import CLIENTS, FLOWER_LOG, ROUNDS, claim
 from fedkd.config import Experiment
 from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
@@ -122,7 +122,7 @@ def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> dict[st
     """Write what the server has announced as the files of a run folder, the summary last."""
     if not {"manifest", "folder", "summary"} <= said.keys():  # Flower calls a server that ended early "completed"
         raise RunError(f"the run ended without a result; its log is {out / FLOWER_LOG}.")
-    for name, kind in ((ROUNDS, "round"), ("clients.jsonl", "client")):
+    for name, kind in ((ROUNDS, "round"), (CLIENTS, "client")):
         lines = dict.fromkeys(json.dumps(values) + "\n" for values in said.get(kind, []))
         (out / name).write_text("".join(lines), encoding="utf-8")
     for kind in ("manifest", "summary"):
