@@ -5,6 +5,8 @@ A task that is run again, in another process or in another order, therefore draw
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,7 +54,28 @@ def seed_torch(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def pin_threads(threads: int) -> None:
-    """Let torch compute with this many threads in this process: their number changes floating-point results."""
+def pin_arithmetic(threads: int) -> None:
+    """Let torch compute in this process what depends on the experiment alone.
+
+    Args:
+        threads: that torch computes with on a CPU: their number changes floating-point results.
+
+    On a GPU, convolutions take the kernels that give equal bits every time, and a float32 is one: torch's default
+    there, TF32, keeps 10 bits of 23.
+    """
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def arithmetic_restored() -> Iterator[None]:
+    """Give a process back its own settings (see :func:`pin_arithmetic`) at the end."""
+    cudnn, matmul, threads = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_num_threads()
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

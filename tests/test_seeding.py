@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.seeding import derive_seed, generator, pin_threads, seed_everything
+from fedkd.seeding import arithmetic_restored, derive_seed, generator, pin_arithmetic, seed_everything
 
 Part = str | int
 
@@ -83,8 +83,18 @@ def test_seed_everything_seeds_all_three_global_generators(seed: int) -> None:
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
 
 
-def test_threads_are_pinned() -> None:
-    pin_threads(2)
-    assert torch.get_num_threads() == 2
-    pin_threads(1)
+def test_arithmetic_is_pinned_and_given_back() -> None:
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    torch.set_num_threads(1)
+    cudnn.deterministic, cudnn.allow_tf32 = False, True
+    with arithmetic_restored():
+        pin_arithmetic(2)
+        assert torch.get_num_threads() == 2
+        assert cudnn.deterministic
+        assert not cudnn.benchmark
+        assert not cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.get_num_threads() == 1
+    assert not cudnn.deterministic
+    assert cudnn.allow_tf32
+    torch.set_num_threads(threads)

@@ -82,7 +82,7 @@ class ClientSide:
             experiment: what is run.
             federation: as this process sees it, where that is not what the experiment alone makes of it.
         """
-        seeding.pin_threads(experiment.engine.threads)
+        seeding.pin_arithmetic(experiment.engine.threads)
         ensure_task_identity()
         self.experiment = experiment
         self.federation = build(experiment) if federation is None else federation

@@ -63,7 +63,7 @@ class ServerSide:
             experiment: what is run.
             run_id: name of the run that is gone on with; a new one without.
         """
-        seeding.pin_threads(experiment.engine.threads)
+        seeding.pin_arithmetic(experiment.engine.threads)
         ensure_task_identity()
         self.experiment = experiment
         self.federation = build(experiment)

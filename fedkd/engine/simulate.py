@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedkd import seeding
 from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import client_models
 from fedkd.app.introduction import card_of
@@ -158,13 +159,12 @@ def _process_restored() -> Iterator[None]:
     Meanwhile Python's collector leaves alone what was there before, such as all modules: with thousands of clients it
     took a tenth of a round.
     """
-    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    states = random.getstate(), np.random.get_state()
     gc.freeze()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), seeding.arithmetic_restored():
             yield
     finally:
         gc.unfreeze()
-        torch.set_num_threads(threads)
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -23,6 +23,9 @@ from fedkd.ensemble._checks import (
 )
 from fedkd.ensemble.geometric import geometric_median
 
+SCORE_STEPS = 2.0**40
+"""Cronus tells scores apart down to this part of the largest: far above rounding, far below what matters."""
+
 
 def coordinate_median(logits: Tensor) -> Tensor:
     """Take the median over the teachers of each probability; the result is probabilities.
@@ -212,5 +215,8 @@ def _least_spread(rows: Tensor, keep: int) -> Tensor:
     else:
         _, directions = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
         scores = (centred @ directions[:, :, -1:]).squeeze(2).abs()
-    kept = scores.argsort(dim=1, stable=True)[:, :keep].sort(dim=1).values
+    # The last two are equally far from their mean: such a tie goes to their own order, not to rounding.
+    largest = scores.amax(dim=1, keepdim=True)
+    steps = (scores / torch.where(largest > 0, largest, 1.0) * SCORE_STEPS).round()
+    kept = steps.argsort(dim=1, stable=True)[:, :keep].sort(dim=1).values
     return rows.gather(1, kept[:, :, None].expand(-1, -1, rows.shape[2]))

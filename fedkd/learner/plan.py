@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.learner.cohort import vectorisable, worth_it
@@ -36,7 +38,8 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
         experiment: names the plan, and the largest chunk.
         keys: of the clients that take part.
     """
-    federation, engine = build(experiment), experiment.engine
+    federation, engine, train = build(experiment), experiment.engine, experiment.train
+    device = torch.device(train.device)
     members: dict[tuple[str, str], list[str]] = {}
     for key in sorted(keys):
         holding = federation.holdings[key]
@@ -44,7 +47,7 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     cohorts = []
     for (architecture, view), group in members.items():
         spec = federation.model_spec(architecture, view)
-        pays = vectorisable(spec, autocast=experiment.train.autocast) and worth_it([spec], experiment.train.batch_size)
+        pays = vectorisable(spec, autocast=train.autocast) and worth_it([spec], train.batch_size, device)
         together = engine.plan == "cohorts" and pays
         number = -(-len(group) // engine.cohort_size) if together else len(group)
         cohorts.append(Cohort(architecture, view, together, _cut(group, number)))

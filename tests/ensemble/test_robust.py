@@ -267,6 +267,15 @@ def test_cronus_with_more_classes_than_teachers_equals_the_formula(teachers: int
     assert torch.equal(ensemble.cronus(torch.tensor(logits)[order]), found)
 
 
+def test_rounding_does_not_choose_between_the_last_two_of_cronus() -> None:
+    source = np.random.default_rng(5)
+    logits = source.normal(size=(3, 2000, 4))
+    nearly = logits.copy()  # its first samples, by whose bytes the teachers are sorted, stay as they are
+    nearly[:, 1000:] *= 1 + source.uniform(-1e-14, 1e-14, (3, 1000, 4))
+    found, other = (ensemble.cronus(torch.tensor(rows), liars=1) for rows in (logits, nearly))
+    np.testing.assert_allclose(found, other, atol=1e-10)
+
+
 def test_cronus_of_teachers_that_agree_is_what_they_say() -> None:
     row = np.random.default_rng(0).normal(size=(1, 3, 30))
     found = ensemble.cronus(torch.tensor(np.repeat(row, 7, axis=0)))
