@@ -27,6 +27,11 @@ def products(first: Tensor, second: Tensor) -> Tensor:
         return first @ second.transpose(-1, -2)
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """Return logarithms of probabilities, finite also where one is 0; softmax takes them back."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
 def root(values: Tensor) -> Tensor:
     """Return the square root of values that are not negative; its gradient is zero, not infinite, where they are 0."""
     positive = values > 0

@@ -154,7 +154,7 @@ def lesson(file: str, teacher: str, student: str, pairs: int, seed: int, clients
     assert official is not None  # noqa: S101 - true of both data sets
     settings: Row = {"distil_epochs": 5, "temperature": 1.0, "calibration_share": 0.0}
     if teacher != student:
-        settings["teacher_view"] = teacher
+        settings["teachers"] = teacher
     return base.changed(
         **{
             "seed": seed,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import final
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -55,10 +54,8 @@ class CMKD(Strategy):
     def client_round(self, client: Client, received: None) -> None:
         """Transfer the teacher's supervision on own pairs and on public ones, then fine-tune on the labels."""
         other = client.card.teacher_view or client.card.view
-        better = client.private_in(other)
-        own = client.private.take(torch.isin(client.private.ids, better.ids).nonzero()[:, 0])
-        public = (client.next_public_subset, client.next_public_subset_in(other))
-        for samples, paired in ((own, better.by_id(own.ids)), public):
+        public = client.next_public_subset, client.next_public_subset_in(other)
+        for samples, paired in (client.pairs(other), public):
             said = {"features": client.features(paired, "teacher")}
             if self.settings.logits_weight:
                 said["logits"] = client.logits(paired, "teacher")

@@ -17,13 +17,14 @@ class CQKD(Strategy):
     """Cross-quality knowledge distillation (Cuk, Senge, Lauri & Frintrop 2023, arXiv:2304.07593), offline."""
 
     card = MethodCard(
-        title="Accelerating deep learning by cross-quality knowledge distillation",
+        title="Teacher Network Calibration Improves Cross-Quality Knowledge Distillation",
         authors="Cuk et al.",
         year=2023,
         arxiv="2304.07593",
         deviations=(
             "every client teaches itself on its own samples; with one client this is the paper's method",
             "the teacher's temperature can be fitted on held-out samples, on top of the paper's fixed one",
+            "of samples that lack the teacher's view, the student learns the labels only",
         ),
     )
 
@@ -56,11 +57,12 @@ class CQKD(Strategy):
             client.state["temperature"] = torch.tensor(fitted, dtype=torch.float64)
 
     def client_round(self, client: Client, received: None) -> None:
-        """Train the student on labels and teacher: of the same samples, each in its own view."""
-        better = client.private if client.card.teacher_view is None else client.private_in(client.card.teacher_view)
-        pairs = client.private.take(torch.isin(client.private.ids, better.ids).nonzero()[:, 0])
-        teacher = client.logits(better.by_id(pairs.ids), "teacher") / float(client.state.get("temperature", 1.0))
+        """Train the student on labels and teacher, of the same samples, each in its own view; then on other labels."""
+        pairs, better = client.pairs(client.card.teacher_view or client.card.view)
+        teacher = client.logits(better, "teacher") / float(client.state.get("temperature", 1.0))
         client.fit(pairs.with_targets(labels=pairs.labels, teacher=teacher), objective=self.objective)
+        _, others = client.private.divide(pairs.ids)
+        client.fit(others, losses.cross_entropy)
 
     def objective(self, networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
         """``(1 - alpha) * CE + alpha * T^2 * KL(teacher || student)``."""

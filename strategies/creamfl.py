@@ -1,7 +1,8 @@
 """CreamFL: clients of several modalities send representations of public pairs, which the server weights by contrast."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from functools import partial
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -37,7 +38,7 @@ class CreamFL(Strategy):
             "is retrieval, or questions about images",
             "the server learns after the clients' uploads, so nothing comes down before round one; the authors' code "
             "trains the server first",
-            "a client contrasts once it has learned its own samples; the authors' code after each pass over them",
+            "whenever a client turns from labels to contrast or back, its optimiser starts afresh",
             "of several other views, a client contrasts with the mean of their representations; of none, with its own",
             "a client that holds several views sends one representation of all of them, as a view of its own",
         ),
@@ -49,7 +50,10 @@ class CreamFL(Strategy):
         temperature: float = Field(0.5, gt=0, description="T of the contrasts")
         inter: float = Field(0.5, ge=0, description="weight of the contrast with the other views")
         intra: float = Field(0.5, ge=0, description="weight of the contrast with the client's own last model")
-        contrast_epochs: int = Field(1, ge=0, description="passes of a client over the public subset")
+        contrast: Literal["each", "last", "first"] = Field(
+            "each", description="a client contrasts after each pass over its samples (the authors), the last, or before"
+        )
+        contrast_epochs: int = Field(1, ge=0, description="passes over the public subset each time")
         distil_weight: float = Field(0.3, ge=0, description="weight of the squared distance to the clients' ensemble")
         server_epochs: int = Field(5, ge=0, description="passes of the server over the public subset")
 
@@ -59,18 +63,30 @@ class CreamFL(Strategy):
 
     def client_round(self, client: Client, received: Bundle | None) -> Features:
         """Train on the labels, contrast with the global representations, and represent the public subset."""
-        parts: Mapping[str, Any] = {} if received is None else received.parts
-        contrasted = to_contrast(client, parts["own"]) if parts else None
-        client.fit(client.private, losses.cross_entropy)
-        if contrasted is not None:
-            client.fit(
-                contrasted,
-                objective=self.client_objective,
-                epochs=self.settings.contrast_epochs,
-                frozen={"other": parts["other"].features.to(contrasted.inputs)},
-            )
+        if received is None:
+            client.fit(client.private, losses.cross_entropy)
+        else:
+            self.learn(client, received)
         public = client.next_public_subset
         return Features(public.ids, normalize(client.features(public)))
+
+    def learn(self, client: Client, received: Bundle) -> None:
+        """Train on the labels and contrast, in turns."""
+        parts: Mapping[str, Any] = received.parts
+        contrasted, when, passes = to_contrast(client, parts["own"]), self.settings.contrast, client.train.local_epochs
+        contrast = partial(
+            client.fit,
+            contrasted,
+            objective=self.client_objective,
+            epochs=self.settings.contrast_epochs,
+            frozen={"other": parts["other"].features.to(contrasted.inputs)},
+        )
+        if when == "first":
+            contrast()
+        for _ in range(passes if when == "each" else 1):
+            client.fit(client.private, losses.cross_entropy, epochs=1 if when == "each" else passes)
+            if when != "first":
+                contrast()
 
     def client_objective(self, networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
         """``inter * NCE(z, all of the other views) + intra * NCE(z, {own view, last model})``."""

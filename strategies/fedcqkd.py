@@ -1,5 +1,6 @@
-"""Federated CQKD: clients at full resolution teach, calibrated, through the public set; the others learn."""
+"""Federated CQKD: clients teach through the public set, calibrated; where one view is the best, only who has it."""
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -7,8 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd import calibration, ensemble, losses
+from fedkd.errors import unknown
 from fedkd.knowledge import SoftLabels
-from fedkd.strategy import Client, MethodCard, Replies, Server, Strategy, StrategySettings
+from fedkd.numerics import logits_of
+from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
 
 
 @final
@@ -16,7 +19,7 @@ class FedCQKD(Strategy):
     """Cross-quality knowledge distillation between clients, after Cuk et al. 2023 (arXiv:2304.07593)."""
 
     card = MethodCard(
-        title="Accelerating deep learning by cross-quality knowledge distillation",
+        title="Teacher Network Calibration Improves Cross-Quality Knowledge Distillation",
         authors="Cuk et al.",
         year=2023,
         arxiv="2304.07593",
@@ -34,24 +37,34 @@ class FedCQKD(Strategy):
     class Settings(StrategySettings):
         """Who teaches, and how the others listen."""
 
-        teacher_view: str | None = Field(
-            None, description="view of the clients that teach; every client teaches if absent"
+        teachers: str | None = Field(
+            None, description="view that clients must hold to teach, and then do not learn; all do both if absent"
         )
         calibration_share: float = Field(
-            0.2, ge=0, lt=1, description="share of a teacher's samples that its temperature is fitted on"
+            0.0, ge=0, lt=1, description="share of a teacher's samples that its temperature is fitted on; few fit badly"
         )
         temperature: float = Field(4.0, gt=0, description="T: softens both sides")
         distil_epochs: int = Field(10, ge=0, description="passes over the public subset")
 
     settings: Settings
 
+    def check_clients(self, clients: Sequence[ClientCard]) -> None:
+        """Refuse a teachers' view that nobody holds."""
+        if self.settings.teachers is not None and not any(self.is_teacher(client) for client in clients):
+            held = {view for client in clients for view in (client.view, *client.views)}
+            raise unknown("view", self.settings.teachers, held, where="strategies.fedcqkd.teachers")
+
+    def is_teacher(self, client: ClientCard) -> bool:
+        """Whether a client holds the view of those who teach only."""
+        return self.settings.teachers in {client.view, *client.views}
+
     # -- client half
 
     def client_round(self, client: Client, received: SoftLabels | None) -> SoftLabels | None:
         """Learn from the teachers, then from the labels; who teaches predicts the public subset, calibrated."""
-        teaches = self.settings.teacher_view in {None, client.card.view}
-        learns = self.settings.teacher_view != client.card.view
-        if received is not None and learns:
+        only_teaches = self.is_teacher(client.card)
+        teaches = only_teaches or self.settings.teachers is None
+        if received is not None and not only_teaches:
             client.fit(client.public(received), self.loss, epochs=self.settings.distil_epochs)
         seen, unseen = client.held_out(self.settings.calibration_share if teaches else 0.0)
         client.fit(seen, losses.cross_entropy)
@@ -72,5 +85,9 @@ class FedCQKD(Strategy):
         if not replies:
             return None
         logits = torch.stack([reply.knowledge.logits for reply in replies])
-        mean = ensemble.mean_probabilities(logits)
-        return server.soft_labels(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+        return server.soft_labels(logits_of(ensemble.mean_probabilities(logits)))
+
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor | None:
+        """Average the probabilities of those who teach, as they are before calibration."""
+        teach = [k for k, client in enumerate(clients) if self.settings.teachers is None or self.is_teacher(client)]
+        return logits_of(ensemble.mean_probabilities(logits[teach])) if teach else None

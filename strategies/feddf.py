@@ -1,5 +1,6 @@
 """FedDF: weights go up; the server averages them and then distils the ensemble of all clients into each average."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import final
 
@@ -67,7 +68,7 @@ class FedDF(Strategy):
         trained = [reply for reply, is_sound in zip(trained, sound.tolist(), strict=True) if is_sound]
         if not trained:
             return
-        teacher = self.ensemble(logits[sound])
+        teacher = ensemble.mean_logits(logits[sound])
         server.average(trained)
         for student, view in server.students.items():
             server.fit(
@@ -79,6 +80,6 @@ class FedDF(Strategy):
                 optimiser=Optimiser("adam", lr=self.settings.distil_lr),
             )
 
-    def ensemble(self, logits: Tensor) -> Tensor:
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor:
         """Average the teachers' logits."""
         return ensemble.mean_logits(logits)

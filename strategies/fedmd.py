@@ -1,5 +1,6 @@
 """FedMD: clients of any architecture align their predictions on a public set, then revisit their own data."""
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fedkd import ensemble, losses
 from fedkd.knowledge import SoftLabels
-from fedkd.strategy import Client, MethodCard, Replies, Server, Strategy, StrategySettings
+from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
 
 
 @final
@@ -70,6 +71,6 @@ class FedMD(Strategy):
         """Average the predictions to the consensus."""
         return server.soft_labels(ensemble.mean_logits(torch.stack([reply.knowledge.logits for reply in replies])))
 
-    def ensemble(self, logits: Tensor) -> Tensor:
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor:
         """Average the clients' logits."""
         return ensemble.mean_logits(logits)

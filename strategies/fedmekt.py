@@ -31,8 +31,9 @@ class FedMEKT(Strategy):
             "encoders learn from the private labels; the paper's autoencoders reconstruct unlabelled ones",
             "every client has a head of its own, and so have the server's students, trained only on public labels; the "
             "authors' code fits one probe for all views at the server",
-            "one joint embedding for all views, a mean by number of samples: it is what draws the views together; in "
-            "the authors' code each view has one of its own, all clients alike, and shared decoders draw them together",
+            "one joint embedding for all views, of clients by number of samples, of the server's students by view: it "
+            "is what draws the views together; in the authors' code each view has one of its own, all clients alike, "
+            "and shared decoders draw them together",
             "the distance is the mean squared error of the last features; the authors' code takes a divergence, at two "
             "layers",
             "a client that holds several views sends one embedding of all of them; the authors' sends one of each",
@@ -74,15 +75,16 @@ class FedMEKT(Strategy):
         """Teach the server's encoders the clients' joint embedding, and send theirs."""
         sent = torch.stack([reply.knowledge.features for reply in replies])
         joint = weighted_mean(sent, torch.tensor([reply.client.num_samples for reply in replies]))
-        embeddings = []
+        embeddings: dict[str, list[Tensor]] = {}
         for student, view in sorted(server.students.items()):
             public = server.public(view)
             taught = public.with_targets(teacher=joint.to(public.inputs))
             server.fit(taught, objective=self.objective, models=[student], epochs=self.settings.server_epochs)
-            embeddings.append(server.features(public, student))
+            embeddings.setdefault(view, []).append(server.features(public, student).double())
             if (labelled := server.labelled_public(view)) is not None:
                 server.fit(labelled, objective=probe, models=[student], epochs=self.settings.probe_epochs)
-        return Features(replies[0].knowledge.ids, torch.stack(embeddings).double().mean(dim=0).to(sent))
+        of_views = torch.stack([torch.stack(rows).mean(dim=0) for rows in embeddings.values()])
+        return Features(replies[0].knowledge.ids, of_views.mean(dim=0).to(sent))
 
 
 def probe(networks: Networks, batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fedkd import calibration, ensemble, losses
 from fedkd.knowledge import SoftLabels
-from fedkd.strategy import Client, MethodCard, Replies, Server, Strategy, StrategySettings
+from fedkd.numerics import logits_of
+from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
 
 
 @final
@@ -76,9 +77,9 @@ class ViewEnsemble(Strategy):
         views = [reply.client.view for reply in replies]
         return server.soft_labels(combine(logits, views, self.settings.product))
 
-    def ensemble(self, logits: Tensor) -> Tensor:
-        """Average the probabilities: the clients of all views look at the same test samples."""
-        return log_mean(logits)
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor:
+        """Combine the clients as they teach: all look at the same test samples."""
+        return combine(logits, [client.view for client in clients], self.settings.product)
 
 
 def combine(logits: Tensor, views: Sequence[str], product: float) -> Tensor:
@@ -97,12 +98,7 @@ def combine(logits: Tensor, views: Sequence[str], product: float) -> Tensor:
         Logarithms of probabilities, shape ``(N, C)``.
     """
     names = list(dict.fromkeys(views))
-    of_view = torch.stack([log_mean(logits[[k for k, view in enumerate(views) if view == name]]) for name in names])
+    members = [[k for k, view in enumerate(views) if view == name] for name in names]
+    of_view = torch.stack([logits_of(ensemble.mean_probabilities(logits[numbers])) for numbers in members])
     share = 1 / len(names) + product * (1 - 1 / len(names))
     return (share * of_view.sum(dim=0)).log_softmax(dim=1)
-
-
-def log_mean(logits: Tensor) -> Tensor:
-    """Return the logarithm of the teachers' mean probabilities, of logits of shape ``(K, N, C)``."""
-    mean = ensemble.mean_probabilities(logits)
-    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()

@@ -11,7 +11,7 @@ from functools import partial
 from flwr.app import Error, Message, RecordDict
 
 from fedkd import seeding
-from fedkd.app.introduction import card_of, introduction
+from fedkd.app.introduction import introduction
 from fedkd.app.state import State, digest, flatten, model_tensors, other_tensors
 from fedkd.app.wire import (
     EXTRA,
@@ -31,7 +31,7 @@ from fedkd.data.federation import Federation, build
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import KnowledgeError
 from fedkd.knowledge.codecs import codecs_named
-from fedkd.learner.base import ClientCard
+from fedkd.learner.base import ClientCard, card_of
 from fedkd.learner.client import Client
 from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh

@@ -16,7 +16,7 @@ class RoundRecord:
     Attributes:
         round: number, from 1.
         seconds: wall-clock time, evaluation included.
-        participants: the clients whose replies count: key, and gradient steps of this round.
+        participants: the clients whose replies count: key, and gradient steps of their students in this round.
         failed: reason by key of those whose replies do not.
         bytes_up: bytes that clients sent, by kind of knowledge.
         bytes_down: bytes that clients received, by kind of knowledge.

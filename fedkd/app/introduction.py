@@ -18,7 +18,7 @@ from fedkd.data.federation import Federation
 from fedkd.data.holdings import views_of
 from fedkd.data.own import KEY
 from fedkd.knowledge import KnowledgeError
-from fedkd.learner.base import ClientCard
+from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
 
 LOG = logging.getLogger("fedkd")
@@ -41,13 +41,6 @@ class Said:
     label_counts: list[int]
     missing: Mapping[str, int]
     models: int
-
-
-def card_of(federation: Federation, key: str) -> ClientCard:
-    """Return what the server may know of a client."""
-    holding = federation.holdings[key]
-    teacher_view = federation.experiment.federation.teacher_view
-    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
 
 
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedkd.app.history import ClientRecord, Scores
-from fedkd.app.introduction import card_of, expect_said, introduction, read_introduction
+from fedkd.app.introduction import expect_said, introduction, read_introduction
 from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
-from fedkd.learner.base import ClientCard
+from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
 
 LOG = logging.getLogger("fedkd")

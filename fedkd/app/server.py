@@ -115,6 +115,7 @@ class ServerSide:
             for line in described(self.roster):
                 LOG.info("takes part: %s", line)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
+        self.strategy.check_clients(list(self.server.clients.values()))
         with self._server_half("setup"):
             self.server.start_students(self.strategy.server_model)
             if start is None:
@@ -297,15 +298,16 @@ class ServerSide:
         failed = {key: failed.get(key, "no reply in time") for key in sorted(asked.values()) if key not in rows}
         absent = sorted(key for key in self.presence.absent if self.roster[key].models)
         failed |= dict.fromkeys(absent, NOT_THERE)
-        return self._metrics(clients, [tensor for _, tensor in sorted(logits.items())]), clients, failed
+        return self._metrics(clients, dict(sorted(logits.items()))), clients, failed
 
-    def _metrics(self, clients: list[ClientRecord], logits: list[Tensor]) -> Metrics:
+    def _metrics(self, clients: list[ClientRecord], logits: Mapping[str, Tensor]) -> Metrics:
         own = [
             self.server.predict([model], [self.federation.test(view)])[0]
             for model, view in ((self.server.models[name], view) for name, view in self.server.students.items())
         ]
         with self._server_half("ensemble"):
-            combined = self.strategy.ensemble(torch.stack(logits)) if logits else None
+            cards = [self.server.clients[key] for key in logits]
+            combined = self.strategy.ensemble(torch.stack(list(logits.values())), cards) if logits else None
         return {
             "clients_global": metrics.summarise([client.global_ for client in clients]),
             "clients_local": metrics.summarise([client.local for client in clients]),

@@ -59,6 +59,11 @@ class Samples:
             )
         return self.take(rows)
 
+    def divide(self, ids: Tensor) -> tuple["Samples", "Samples"]:
+        """Return the samples whose ids are among the given ones, shape ``(M,)``, and the others, in their order."""
+        given = torch.isin(self.ids, ids)
+        return self.take(given.nonzero()[:, 0]), self.take((~given).nonzero()[:, 0])
+
     def with_targets(self, **targets: Tensor) -> "Samples":
         """Return the same samples with exactly these targets, each of shape ``(N, ...)``."""
         return replace(self, targets=targets)

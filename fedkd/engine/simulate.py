@@ -13,7 +13,6 @@ import torch
 from fedkd import seeding
 from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import client_models
-from fedkd.app.introduction import card_of
 from fedkd.app.loop import OnRound, Start, run
 from fedkd.app.run_folder import CHECKPOINTS, RunFolder, locked
 from fedkd.app.state import State
@@ -22,6 +21,7 @@ from fedkd.data.federation import build
 from fedkd.engine.grid import SimulationGrid
 from fedkd.engine.result import Result, make_result
 from fedkd.errors import UserError
+from fedkd.learner.base import card_of
 from fedkd.models import skeleton
 from fedkd.strategy.base import check_fits, model_specs
 from fedkd.strategy.registry import create

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedkd import seeding
 from fedkd.config import TrainSettings
+from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.data.views import parts
 from fedkd.errors import UserError
@@ -59,6 +60,13 @@ class ClientCard:
         return parts(self.view)
 
 
+def card_of(federation: Federation, key: str) -> ClientCard:
+    """Return what the server may know of a client."""
+    holding = federation.holdings[key]
+    teacher_view = federation.experiment.federation.teacher_view
+    return ClientCard(key, holding.architecture, holding.view, len(holding.train), teacher_view)
+
+
 @dataclass
 class Learner:
     """A party that trains models: the base of :class:`Client` and :class:`Server`.
@@ -70,7 +78,7 @@ class Learner:
         seed: seed of everything random in this party and round.
         train: how models are trained unless the strategy says otherwise.
         ask: answers requests.
-        steps: gradient steps of this round.
+        steps: gradient steps of this round; of a party that has a model ``student``, those of fits that train it.
     """
 
     models: dict[str, Model]
@@ -125,7 +133,8 @@ class Learner:
         )
         if len(samples) and request.epochs:
             self.models.update(self.ask(request))
-            self.steps += request.steps
+            if "student" in models or "student" not in self.models:
+                self.steps += request.steps
 
     def logits(self, samples: Samples, model: str = "student") -> Tensor:
         """Return a model's logits on the samples, shape ``(N, C)``, in evaluation mode."""

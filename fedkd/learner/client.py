@@ -53,6 +53,16 @@ class Client(Learner):
         """
         return self.federation.private_in(self.card.key, view)
 
+    def pairs(self, view: str) -> tuple[Samples, Samples]:
+        """Return the training samples that the client has in its own view and in another, in both, in one order.
+
+        Args:
+            view: one of ``card.views``, or the teacher's.
+        """
+        other = self.private_in(view)
+        own, _ = self.private.divide(other.ids)
+        return own, other.by_id(own.ids)
+
     def held_out(self, share: float, view: str | None = None) -> tuple[Samples, Samples]:
         """Divide the training samples in a view into those to train on and those to choose by or to calibrate on.
 

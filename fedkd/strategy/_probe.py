@@ -1,6 +1,6 @@
 """Another strategy under watch: what the contract runs in place of a strategy to see what it does."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, final
 
@@ -99,9 +99,9 @@ class Probe(Strategy):
         """Return the watched strategy's."""
         return self._inner.server_model(client)
 
-    def ensemble(self, logits: Tensor) -> Tensor | None:
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor | None:
         """Return the watched strategy's."""
-        return self._inner.ensemble(logits)
+        return self._inner.ensemble(logits, clients)
 
     @contextmanager
     def _watching(self, server: Server) -> Iterator[None]:

@@ -16,7 +16,7 @@ from fedkd.data.samples import Samples
 from fedkd.errors import UserError
 from fedkd.knowledge import Bundle, Knowledge, Weights
 from fedkd.knowledge.codecs import codecs_named, expect_suited
-from fedkd.learner.base import ClientCard, OnView
+from fedkd.learner.base import ClientCard, OnView, card_of
 from fedkd.learner.client import Client
 from fedkd.learner.server import Reply, Server
 from fedkd.models import ModelSpec
@@ -157,6 +157,16 @@ class Strategy(ABC):
 
     _watched: ClassVar[frozenset[str]] = frozenset()  # for tests: a strategy that holds another one
 
+    def check_clients(self, clients: Sequence[ClientCard]) -> None:  # noqa: B027 - most methods work with any
+        """Refuse clients among whom these settings have no sense, such as a teacher that nobody is.
+
+        Args:
+            clients: all of the federation, in the order of their keys.
+
+        Raises:
+            UserError: says which setting does not fit, and what to do.
+        """
+
     # -- client half --------------------------------------------------------------------------------------------------
 
     def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
@@ -220,8 +230,16 @@ class Strategy(ABC):
         """
         return server.weights(server.student_of(client)) if self.card.down is Weights else common
 
-    def ensemble(self, logits: Tensor) -> Tensor | None:
-        """Combine the clients' logits ``(K, N, C)`` to the teacher ensemble's, ``(N, C)``; None if there is none."""
+    def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor | None:
+        """Combine the clients' logits to the teacher ensemble's, for evaluation, as the server combines them to teach.
+
+        Args:
+            logits: outputs of ``K`` clients on the same samples, shape ``(K, N, C)``.
+            clients: the ``K`` clients.
+
+        Returns:
+            The ensemble's logits, shape ``(N, C)``; None if there is no ensemble.
+        """
         return None
 
 
@@ -272,6 +290,8 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
         raise UserError(f"federation.partition: {needs} all clients' samples, {found}; choose another strategy.")
     if card.simulation_only and experiment.engine.name != "local":
         raise UserError(f"engine.name: {needs} our own engine, found {experiment.engine.name!r}; set it to 'local'.")
+    if not own:  # otherwise the server asks again when all have said who they are
+        strategy.check_clients([card_of(federation, key) for key in federation.holdings])
 
 
 def _check_codecs(strategy: Strategy, experiment: Experiment) -> None:

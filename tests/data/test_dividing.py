@@ -28,7 +28,7 @@ CROSS: Mapping[str, Any] = {
     "fedcqkd": {
         "federation.views": ["image", "image", "image@4", "image@4"],
         "federation.participation": 0.75,
-        "strategies.fedcqkd.teacher_view": "image",
+        "strategies.fedcqkd.teachers": "image",
         "strategies.fedcqkd.distil_epochs": 2,
     },
     "cqkd": {"federation.views": ["image@4"], "federation.teacher_view": "image", "strategies.cqkd.teacher_epochs": 1},

@@ -79,6 +79,6 @@ def test_a_lesson_changes_only_its_pairs(shared_data, monkeypatch, teacher, clie
     monkeypatch.setenv("FEDKD_DATA", str(shared_data))
     for pairs in (100, 1000):
         experiment = cross_modal.lesson("cross_modal_motion.toml", teacher, "gyro", pairs, 0, 3)
-        assert experiment.strategies["fedcqkd"].get("teacher_view") == (teacher if teacher != "gyro" else None)
+        assert experiment.strategies["fedcqkd"].get("teachers") == (teacher if teacher != "gyro" else None)
         splits = build(experiment).splits
         assert (len(splits.public), len(splits.train)) == (pairs, 20 * clients)

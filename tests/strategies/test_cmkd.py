@@ -54,5 +54,7 @@ def test_the_teacher_supervises_on_pairs_and_the_labels_fine_tune(
 
 
 def test_it_runs_without_public_pairs_and_on_one_view(lab: SimpleNamespace) -> None:
-    found = simulate(lab.experiment("cmkd", {"rounds": 1, "data.public": 0}))
-    assert all(len(models) == 2 for models in found.client_models.values())
+    asked = lab.experiment("cmkd", {"rounds": 1, "data.public": 0, "federation.views": ["image@4"]})
+    for key, models in simulate(asked).client_models.items():
+        assert [next(models[name].parameters()).shape[1] for name in ("student", "teacher")] == [4 * 4, 4 * 4]
+        assert lab.apart(models["student"], lab.start(asked).client_models[key]["student"]) > 1e-3

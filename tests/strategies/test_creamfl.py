@@ -70,18 +70,37 @@ def test_memory_grows_with_the_pairs_not_with_their_square() -> None:
     assert largest.numel == creamfl.BLOCK * pairs
 
 
-def test_two_rounds_by_hand(lab: SimpleNamespace) -> None:
-    asked = lab.experiment(
-        "creamfl", {"federation.views": ["image", "image@4", "image"], "strategies": {"creamfl": SETTINGS}}
-    )
-    found, federation = simulate(asked), build(asked)
+def turns(when: str, passes: int) -> list[str]:
+    labels = ["label"] * passes
+    by_order = {"each": ["label", "contrast"] * passes, "last": [*labels, "contrast"], "first": ["contrast", *labels]}
+    return by_order[when]
+
+
+MIXED = {
+    "federation.clients": 6,
+    "federation.views": ["image", "image@4", "image@2"],
+    "federation.architectures": ["mlp", "linear"],
+    "data.public_labels": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "changes"),
+    [
+        ("each", {"federation.views": ["image", "image@4", "image"]}),
+        ("last", {"federation.views": ["image"]}),
+        ("first", MIXED),
+    ],
+    ids=["two views", "one view", "three views, two students of each, public labels"],
+)
+def test_two_rounds_by_hand(lab: SimpleNamespace, when: str, changes: dict[str, Any]) -> None:
+    asked = lab.experiment("creamfl", {**changes, "strategies": {"creamfl": {**SETTINGS, "contrast": when}}})
+    found, federation, start = simulate(asked), build(asked), lab.start(asked)
     views = {key: holding.view for key, holding in federation.holdings.items()}
-    public = {view: federation.public(view).inputs for view in ("image", "image@4")}
+    public = {view: federation.public(view).inputs for view in views.values()}
     pair = torch.arange(len(public["image"]))
-    start = lab.start(asked)
     students = {key: models["student"] for key, models in start.client_models.items()}
-    servers = {view: start.server_models[f"mlp+{view}"] for view in public}
-    other = {"image": "image@4", "image@4": "image"}
+    servers = dict(sorted(start.server_models.items()))
 
     def represented(module: nn.Module, view: str) -> Tensor:
         return normalize(module.features(public[view]))  # type: ignore[operator]
@@ -95,32 +114,48 @@ def test_two_rounds_by_hand(lab: SimpleNamespace) -> None:
         rows = represented(module, view)
         return cross_entropy(rows @ there.T / T, pair) + WEIGHT * (rows - here).square().mean()
 
-    def of_all(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-        return {view: represented(module, view).detach() for view, module in modules.items()}
+    def labelled(module: nn.Module, view: str) -> Tensor:
+        return cross_entropy(module(public[view]), federation.labels(federation.splits.public))
+
+    def of_all() -> dict[str, Tensor]:
+        rows: dict[str, list[Tensor]] = {view: [] for view in public}
+        for name, server in servers.items():
+            view = name.partition("+")[2]
+            rows[view].append(represented(server, view).detach())
+        return {view: normalize(torch.stack(found).mean(0)) for view, found in rows.items()}
+
+    def others(of_views: dict[str, Tensor], view: str) -> Tensor:
+        rows = [of_views[name] for name in of_views if name != view] if len(of_views) > 1 else [of_views[view]]
+        return normalize(torch.stack(rows).mean(0))
 
     said = None
     for _ in range(lab.rounds):
-        sent: dict[str, list[Tensor]] = {"image": [], "image@4": []}
+        sent: dict[str, list[Tensor]] = {view: [] for view in public}
         for key, student in students.items():
             view, own = views[key], federation.private(key)
             before = represented(student, view).detach()  # of the last round's model, as the authors have it
-            lab.descend(lambda s=student, x=own: cross_entropy(s(x.inputs), x.labels), [student], lab.epochs)
-            if said is not None:
-                here, there = said[view], said[other[view]]
-                lab.descend(partial(contrast, student, view, here, there, before), [student], CONTRAST)
+            for turn in turns(when, lab.epochs) if said is not None else ["label"] * lab.epochs:
+                if turn == "label":
+                    lab.descend(lambda s=student, x=own: cross_entropy(s(x.inputs), x.labels), [student], 1)
+                else:
+                    here, there = said[view], others(said, view)
+                    lab.descend(partial(contrast, student, view, here, there, before), [student], CONTRAST)
             sent[view].append(represented(student, view).detach())
-        known = of_all(servers)
+        known = of_all()
         taught = {
-            view: torch.from_numpy(weighted(torch.stack(rows).numpy(), known[other[view]].numpy()))
+            view: torch.from_numpy(weighted(torch.stack(rows).numpy(), others(known, view).numpy()))
             for view, rows in sent.items()
         }
-        for view, server in servers.items():
-            there = normalize(taught[other[view]])
-
-            lab.descend(partial(distilled, server, view, taught[view], there), [server], SERVER)
-        said = of_all(servers)
+        for name, server in servers.items():
+            view = name.partition("+")[2]
+            lab.descend(partial(distilled, server, view, taught[view], others(taught, view)), [server], SERVER)
+            if asked.data.public_labels:
+                lab.descend(partial(labelled, server, view), [server], SERVER)
+        said = of_all()
     for key, student in students.items():
         assert lab.apart(student, found.client_models[key]["student"]) < 1e-8
+    for name, server in servers.items():
+        assert lab.apart(server, found.server_models[name]) < 1e-8
     one = 40 * (16 * 8 + 8)  # bytes of float64 features of width 16, and int64 ids, of 40 public samples
-    assert [record["bytes_up"] for record in found.rounds] == [{"Features": 3 * one}] * lab.rounds
-    assert found.rounds[1]["bytes_down"] == {"Bundle": 6 * one}
+    assert [record["bytes_up"] for record in found.rounds] == [{"Features": len(students) * one}] * lab.rounds
+    assert found.rounds[1]["bytes_down"] == {"Bundle": 2 * len(students) * one}

@@ -98,7 +98,7 @@ def test_the_server_sends_everyone_what_its_round_gave_and_has_no_model_of_its_o
     assert Plain().download(server, CARD, knowledge) is knowledge
     assert Plain().download(server, CARD, None) is None
     assert Plain().server_model(CARD) is None
-    assert Plain().ensemble(torch.zeros(2, 3, 4)) is None
+    assert Plain().ensemble(torch.zeros(2, 3, 4), [CARD, CARD]) is None
 
 
 FITS = [
