@@ -45,6 +45,11 @@ class DataSettings(Section):
     public_per_round: int = Field(0, ge=0, description="public samples drawn for each round; 0: all of them")
     validation: Size = Field(0.0, ge=0, description="validation set: a share below 1, else a count")
     test: Size = Field(0.2, gt=0, description="global test set; used only where the publisher has not set one apart")
+    measure_on: Literal["test", "validation"] = Field(
+        "test",
+        description="validation: the validation set takes the test set's place, to choose settings by, and nothing looks "
+        "at the test set",
+    )
     public_labels: bool = Field(False, description="whether the public set carries labels")
     local_test: float = Field(0.2, ge=0, lt=1, description="share of each client's shard kept as its own test split")
     split_by: Literal["sample", "group"] = Field(

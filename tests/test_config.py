@@ -98,6 +98,7 @@ VALID: Mapping[str, Check] = {
     "data.public_per_round": whole(0),
     "data.validation": size(Number(0)),
     "data.test": size(POSITIVE),
+    "data.measure_on": one_of("test", "validation"),
     "data.public_labels": lambda value: isinstance(value, bool),
     "data.local_test": Number(0, 1, open_high=True),
     "data.split_by": one_of("sample", "group"),
@@ -143,7 +144,8 @@ NEEDS = {
 POOL: list[Any] = [
     True, False, -3, -1, 0, 1, 2, 7, 2**70, -0.5, 0.0, 0.5, 1.0, 1.5, 40.0, math.nan, math.inf, -math.inf,
     "", "a", "cnn", "iid", "adam", "one-by-one", "..", "-a", "a b", "a/b", "line\nbreak", "0", "inf", "float64",
-    "local", "group", [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 0.5}, {"x": 1}, {"x": {"y": 1}},
+    "local", "group", "validation",
+    [], ["cnn"], ["a", "b"], [1], ["a", 2], [[]], {}, {"x": 0.5}, {"x": 1}, {"x": {"y": 1}},
     date(2024, 1, 2),
 ]  # fmt: skip
 

@@ -38,6 +38,11 @@ def split(experiment: Experiment, dataset: DataSet, complete: Tensor) -> Splits:
             that must be.
     """
     splits = _draw(experiment, dataset, complete) if dataset.split is None else _read(experiment, dataset, complete)
+    if experiment.data.measure_on == "validation":
+        if not len(splits.validation):
+            what = "data.measure_on: expected samples of a validation set, found none"
+            raise UserError(f"{what}; set data.validation above 0, or measure on 'test'.")
+        splits = replace(splits, test=splits.validation, validation=splits.validation[:0])
     own = experiment.federation.partition == "own"
     if not len(splits.test) or not (len(splits.train) or own):
         found = f"found {len(splits.train)} and {len(splits.test)}"

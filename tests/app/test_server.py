@@ -19,6 +19,7 @@ from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError
 from fedkd.knowledge import Generator, SoftLabels
+from fedkd.learner.base import ClientCard
 from fedkd.learner.model import fresh
 from fedkd.learner.server import Reply, Server
 from fedkd.strategy import Strategy
@@ -557,14 +558,21 @@ def test_the_ensemble_sees_logits_in_the_order_of_the_keys(
     side, grid = ServerSide(experiment), LocalGrid(experiment)
     side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
     replies = list(grid.send_and_receive(messages := side.evaluate_messages()))
-    seen: list[Tensor] = []
-    monkeypatch.setattr(type(side.strategy), "ensemble", lambda self, logits: seen.append(logits) or logits[0])
+    seen: list[tuple[Tensor, list[ClientCard]]] = []
+
+    def ensemble(self: Strategy, logits: Tensor, clients: list[ClientCard]) -> Tensor:
+        seen.append((logits, clients))
+        return logits[0]
+
+    monkeypatch.setattr(type(side.strategy), "ensemble", ensemble)
 
     side.take_evaluations(messages, reversed(replies))
 
     by_node = {r.metadata.src_node_id: to_tensors(r.content.array_records["extra"])["logits"] for r in replies}
-    assert torch.equal(seen[0], torch.stack([by_node[node] for node in (1, 2, 3, 4)]))
-    assert len({rows.sum().item() for rows in seen[0]}) == 4
+    [(logits, clients)] = seen
+    assert torch.equal(logits, torch.stack([by_node[node] for node in (1, 2, 3, 4)]))
+    assert len({rows.sum().item() for rows in logits}) == 4
+    assert [client.key for client in clients] == ["client-0", "client-1", "client-2", "client-3"]
 
 
 def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experiment) -> None:

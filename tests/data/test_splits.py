@@ -140,3 +140,22 @@ def test_the_commons_are_all_but_the_training_samples(labelled: bool) -> None:
     own = settings.changed(**{"federation.partition": "own"})
     again = split(own, shared, torch.ones(60, dtype=torch.bool))
     assert [part.tolist() for part in everything(again)] == [part.tolist() for part in everything(left)]
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_the_validation_set_can_take_the_test_sets_place(official: bool) -> None:
+    data = dataset(official=official)
+    there = torch.ones(len(data), dtype=torch.bool)
+    final = split(experiment(validation=3), data, there)
+    chosen = split(experiment(validation=3, measure_on="validation"), data, there)
+    assert torch.equal(chosen.test, final.validation)
+    assert not len(chosen.validation)
+    for name in ("train", "public"):
+        assert torch.equal(getattr(chosen, name), getattr(final, name))
+    assert not torch.isin(final.test, torch.cat([chosen.train, chosen.public, chosen.test])).any()
+
+
+def test_without_a_validation_set_nothing_is_measured_on_it() -> None:
+    data = dataset()
+    with pytest.raises(UserError, match=r"^data.measure_on: .*set data.validation above 0"):
+        split(experiment(measure_on="validation"), data, torch.ones(len(data), dtype=torch.bool))
