@@ -47,8 +47,8 @@ class DataSettings(Section):
     test: Size = Field(0.2, gt=0, description="global test set; used only where the publisher has not set one apart")
     measure_on: Literal["test", "validation"] = Field(
         "test",
-        description="validation: the validation set takes the test set's place, to choose settings by; nothing looks at "
-        "the test set",
+        description="validation: the validation set takes the test set's place, to choose settings by; nothing looks "
+        "at the test set",
     )
     public_labels: bool = Field(False, description="whether the public set carries labels")
     local_test: float = Field(0.2, ge=0, lt=1, description="share of each client's shard kept as its own test split")
