@@ -202,7 +202,7 @@ def test_settings_come_from_the_strategys_own_table() -> None:
     ("values", "message"),
     [
         ({"digest_epoch": 1}, r"^strategies.fedmd: unknown key 'digest_epoch': did you mean 'digest_epochs'\?"),
-        ({"digest_epochs": -1}, r"^strategies.fedmd: digest_epochs: input should be greater .* to 0, found -1"),
+        ({"digest_epochs": -1}, r"^strategies.fedmd: digest_epochs: expected a number greater .* to 0, found -1"),
         ({"digest_epochs": "2"}, r"^strategies.fedmd: digest_epochs: .*found '2'"),
     ],
 )
