@@ -13,7 +13,7 @@ from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.errors import UserError
 from fedkd.strategy import contract
-from fedkd.strategy.registry import create, find, names
+from fedkd.strategy.registry import complete, create, find, names
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = ["centralized", "fd", "fedavg", "feddf", "fedmd", "fedproto", "fml", "local", "public_only"]
@@ -187,6 +187,18 @@ def test_an_object_reference_needs_no_folder(folder: Path) -> None:
 def test_a_wrong_reference_says_what_was_found(reference: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find(reference)
+
+
+def test_a_complete_experiment_has_its_strategys_defaults_and_stays_the_same() -> None:
+    given = Experiment(strategy="fd", strategies={"fedmd": {"digest_epochs": 7}})
+    written = complete(given)
+    assert written.strategies == {"fedmd": {"digest_epochs": 7}, "fd": {"weight": 1.0}}
+    assert complete(written) == written
+    assert create(written).settings == create(given).settings
+    keys = complete(Experiment(strategy="cqkd")).strategies["cqkd"].keys()
+    assert keys == find("cqkd").Settings.model_fields.keys() - {"teacher"}
+    reference = Experiment(strategy="strategies.fd:FD", strategies={"strategies.fd:FD": {"weight": 2}})
+    assert complete(reference).strategies == {"strategies.fd:FD": {"weight": 2.0}}
 
 
 def test_settings_come_from_the_strategys_own_table() -> None:
