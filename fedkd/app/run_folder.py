@@ -227,6 +227,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "engine": experiment.engine.name,
         "workers": experiment.engine.workers,
         "data": federation.dataset.digest,
+        "classes": list(federation.classes),
         "public_set": federation.public_digest,
         "samples": {
             split: len(getattr(federation.splits, split)) for split in ("train", "public", "validation", "test")
