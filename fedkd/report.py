@@ -321,8 +321,11 @@ def _heatmap(clients: Sequence[Row], classes: Sequence[str]) -> Plot:
     keys = [row["client"] for row in clients] if len(clients) <= _MANY_CLIENTS else []
     axes.set_yticks(range(len(keys)), keys)
     if named:
-        turned = {} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(short)), short, **turned)
+        axes.set_xticks(range(len(short)), short)
+        if not upright:
+            axes.tick_params(axis="x", rotation=45)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.tick_params(length=0)
