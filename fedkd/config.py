@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,7 +16,12 @@ S = TypeVar("S", bound=BaseModel)
 _PLAIN = {
     "tuple_type": 'expected a list, such as ["a"]',
     "model_type": "expected a table of settings",
-    "dict_type": "expected a table of settings",
+    "dict_type": "expected a table, such as { name = 0.5 }",
+    "too_short": "expected one or more",
+    "string_type": "expected a text in quotes",
+    "int_type": "expected a whole number without a point",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
     "string_pattern_mismatch": "expected letters, digits, '_', '-' and '.', beginning with a letter or digit",
 }
 """What pydantic says in words that only programmers know, by its type of error."""
@@ -91,19 +96,11 @@ class FederationSettings(Section):
     teacher_view: str | None = Field(
         None, description="view of their samples that clients have while they train, for a teacher; none but their own"
     )
-    missing: dict[str, float] = Field(
+    missing: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
         {}, description="share of each client's training samples that lack a view, by its name, from 0 to below 1"
     )
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
     feature_width: int = Field(64, ge=1, description="width d of every student's features")
-
-    @field_validator("missing")
-    @classmethod
-    def _check_shares(cls, missing: dict[str, float]) -> dict[str, float]:
-        for view, share in missing.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"expected shares from 0 to below 1, found {share} for {view!r}")
-        return missing
 
 
 class TrainSettings(Section):
@@ -168,7 +165,7 @@ class Experiment(Section):
     name: str = Field("experiment", pattern=r"^\w[\w.-]*$", description="name of the run folder")
     strategy: str = Field("fedmd", description="name, or object reference package.module:Class")
     seed: int = Field(0, ge=0, description="seed of everything random")
-    rounds: int = Field(5, ge=1, description="number of rounds")
+    rounds: int = Field(5, ge=1, description="number of rounds; clients receive in each what came of the one before")
     data: DataSettings = DataSettings()
     federation: FederationSettings = FederationSettings()
     train: TrainSettings = TrainSettings()
@@ -286,6 +283,7 @@ def validate(schema: type[S], values: Mapping[str, Any], where: str) -> S:
                 "key", ".".join(path), [".".join([*path[:-1], key]) for key in _keys(schema, path[:-1])], where
             ) from None
         message = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+        message = message.replace("Input should be", "expected a number" if "_than" in first["type"] else "expected")
         message = message[:1].lower() + message[1:]
         key = f"{'.'.join(path)}: " if path else ""
         found = f", found {first['input']!r}" if path else ""

@@ -22,6 +22,8 @@ ALONE = "alone"
 """Name of the run folder of the clients alone, inside that of the run."""
 BASELINE = "local"
 CONFIDENCE = 0.95
+MEASURED = ("clients", "missing", "alone", "strategy", "gain")
+"""What is measured of a view, as :func:`gains` has it."""
 Row = Mapping[str, Any]
 
 
@@ -111,12 +113,13 @@ def over_seeds(runs: Sequence[Row]) -> list[dict[str, Any]]:
 
     Returns:
         A row for each strategy and view, in the order given: ``strategy_name``, ``view``, ``seeds`` (their number),
-        ``alone``, ``strategy`` and ``gain`` (means), ``low`` and ``high`` (95 % interval; None for one seed).
+        ``clients``, ``missing``, ``alone``, ``strategy`` and ``gain`` (means), ``low`` and ``high`` (95 % interval of
+        the gain; None for one seed).
     """
     rows = []
     for name, view in dict.fromkeys((run["strategy_name"], run["view"]) for run in runs):
         members = [run for run in runs if (run["strategy_name"], run["view"]) == (name, view)]
-        means = {key: mean(run[key] for run in members) for key in ("alone", "strategy", "gain")}
+        means = {key: mean(run[key] for run in members) for key in MEASURED}
         half = _half_width([run["gain"] for run in members])
         low, high = (None, None) if half is None else (means["gain"] - half, means["gain"] + half)
         rows.append({"strategy_name": name, "view": view, "seeds": len(members), **means, "low": low, "high": high})

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedkd.errors import UserError
+from fedkd.gains import ALONE
 from fedkd.report_template import TEMPLATE
 
 Row: TypeAlias = dict[str, Any]  # one JSON object of the run's files
@@ -51,6 +52,8 @@ _PLOT_STYLE: dict[Any, Any] = {
 _INCHES = (5.2, 2.9)
 _MANY_POINTS = 25  # beyond, no marks on the lines
 _MANY_CLIENTS = 60  # beyond, the heatmap's rows are not named
+_MANY_CLASSES = 30  # beyond, its columns are numbered
+_LONG_NAME, _ROOM = 16, 50  # characters: beyond, a name is cut off; and all together are written aslant
 _KILO = 1000
 _HEATMAP_RGB = (0.36, 0.56, 0.88)  # between the two themes' first colour; its opacity is the share
 
@@ -96,6 +99,7 @@ class Run:
     rounds: Sequence[Row]
     clients: Sequence[Row]
     gains: Sequence[Row]
+    alone: Row | None
 
 
 def write_report(run_dir: Path) -> Path:
@@ -105,7 +109,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: folder with ``experiment.toml``, ``manifest.json``, ``summary.json``, ``rounds.jsonl`` and, if any
-            round was evaluated, ``clients.jsonl``; ``gains.json`` if the clients also trained alone.
+            round was evaluated, ``clients.jsonl``; ``gains.json`` and ``alone/`` if the clients also trained alone.
 
     Returns:
         Path of the report.
@@ -125,7 +129,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_run(folder: Path) -> Run:
-    clients, gains = folder / "clients.jsonl", folder / "gains.json"
+    clients, gains, alone = folder / "clients.jsonl", folder / "gains.json", folder / ALONE / "summary.json"
     return Run(
         name=folder.resolve().name,
         settings=_read(folder / "experiment.toml"),
@@ -134,6 +138,7 @@ def _read_run(folder: Path) -> Run:
         rounds=list(_read_rows(folder / "rounds.jsonl")),
         clients=list(_read_rows(clients)) if clients.exists() else [],
         gains=json.loads(_read(gains)) if gains.exists() else [],
+        alone=_parse(_read(alone), str(alone)) if alone.exists() else None,
     )
 
 
@@ -186,7 +191,7 @@ def _render(run: Run) -> str:
         mpl.rcdefaults()  # a user's matplotlibrc must not change the page
         mpl.rcParams.update(_PLOT_STYLE)
         plots = _plots(run.rounds)
-        labels = _heatmap(run.clients) if run.clients else None
+        labels = _heatmap(run.clients, run.manifest.get("classes", [])) if run.clients else None
     return environment.from_string(TEMPLATE).render(
         name=run.name,
         settings=run.settings,
@@ -194,6 +199,7 @@ def _render(run: Run) -> str:
         cards=_cards(run),
         last=[(label, run.summary["metrics"][key]) for key, label in WHO.items() if run.summary["metrics"].get(key)],
         plots=plots,
+        evaluated=_evaluated(run.rounds),
         labels=labels,
         rounds=run.rounds,
         clients=run.clients,
@@ -215,11 +221,13 @@ def _cards(run: Run) -> list[Row]:
         worst = _percent(metrics["clients_global"].get("accuracy_worst10"))
         cards.insert(1, {"label": "Clients, worst tenth", "value": worst, "note": "accuracy, global test set"})
     failed = len(_failures(run.rounds))
+    took = [summary["seconds"], *([run.alone["seconds"]] if run.alone else [])]
+    of = f"{summary['rounds']} rounds" + (f", {_duration(took[1])} of it the clients alone" if run.alone else "")
     return [
         *cards,
         {"label": "Sent up", "value": _size(summary["bytes_up"]), "note": "all clients and rounds"},
         {"label": "Sent down", "value": _size(summary["bytes_down"]), "note": "all clients and rounds"},
-        {"label": "Time", "value": _duration(summary["seconds"]), "note": f"{summary['rounds']} rounds"},
+        {"label": "Time", "value": _duration(sum(took)), "note": of},
         *([{"label": "Failed replies", "value": failed, "note": "reasons below"}] if failed else []),
     ]
 
@@ -246,12 +254,19 @@ def _plots(rounds: Sequence[Row]) -> list[Plot]:
             Line("server's student", "server_global", metric, server),
         ]
 
+    traffic = [_traffic(rounds)] if any(row["bytes_up"] or row["bytes_down"] for row in rounds) else []
+    if _evaluated(rounds) < 2:  # noqa: PLR2004 - a lone point is no curve
+        return traffic
     return [
-        _curves("Accuracy", "global test set, %", [*lines("accuracy"), worst], rounds, scale=100),
-        _traffic(rounds),
+        _curves("Accuracy", "%, global test set", [*lines("accuracy"), worst], rounds, scale=100),
+        *traffic,
         _curves("Negative log-likelihood", "nats, global test set; lower is better", lines("nll"), rounds),
-        _curves("Expected calibration error", "global test set; lower is better", lines("ece"), rounds),
+        _curves("Expected calibration error", "%, global test set; lower is better", lines("ece"), rounds, scale=100),
     ]
+
+
+def _evaluated(rounds: Sequence[Row]) -> int:
+    return sum(1 for row in rounds if row["metrics"])
 
 
 def _curves(title: str, note: str, lines: Sequence[Line], rounds: Sequence[Row], scale: float = 1) -> Plot:
@@ -270,7 +285,7 @@ def _curves(title: str, note: str, lines: Sequence[Line], rounds: Sequence[Row],
             *zip(*points, strict=True), color=line.colour, linestyle=style, marker=mark, markersize=3, linewidth=1.8
         )
         legend.append(Key(line.label, _PAGE_COLOURS[line.colour], line.dashed))
-    return Plot(title, note if legend else "no round was evaluated", _svg(figure, title), legend)
+    return Plot(title, note, _svg(figure, title), legend)
 
 
 def _traffic(rounds: Sequence[Row]) -> Plot:
@@ -292,16 +307,27 @@ def _traffic(rounds: Sequence[Row]) -> Plot:
     )
 
 
-def _heatmap(clients: Sequence[Row]) -> Plot:
+def _heatmap(clients: Sequence[Row], classes: Sequence[str]) -> Plot:
     counts = np.array([row["label_counts"] for row in clients], dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(_INCHES[0], min(9.0, 0.8 + 0.19 * len(clients))), layout="constrained")
+    named = len(classes) == shares.shape[1] <= _MANY_CLASSES
+    short = [name if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]}…" for name in classes] if named else []
+    upright = sum(map(len, short)) <= _ROOM
+    room = 0.8 if upright else 1.6
+    figure = Figure(figsize=(_INCHES[0], min(9.0, room + 0.19 * len(clients))), layout="constrained")
     axes = figure.add_subplot()
     pixels = np.concatenate([np.broadcast_to(_HEATMAP_RGB, (*shares.shape, 3)), shares[..., None]], axis=2)
     axes.imshow(pixels, aspect="auto", interpolation="none")
-    named = len(clients) <= _MANY_CLIENTS
-    axes.set_yticks(range(len(clients)) if named else [], [row["client"] for row in clients] if named else [])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    keys = [row["client"] for row in clients] if len(clients) <= _MANY_CLIENTS else []
+    axes.set_yticks(range(len(keys)), keys)
+    if named:
+        axes.set_xticks(range(len(short)), short)
+        if not upright:
+            axes.tick_params(axis="x", rotation=45)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.tick_params(length=0)
     axes.set_xlabel("class")
     note = "share of each class in a client's training samples; the fuller the colour, the larger the share"

@@ -33,7 +33,7 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 .cards dt { color: var(--muted); font-size: .85rem; }
 .cards dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.35; }
 .cards small { display: block; color: var(--muted); font-size: .8rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .75rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .75rem; }
 figure { display: flex; flex-direction: column; margin: 0; padding: 1rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; margin-top: auto; padding-top: .5rem; }
 figure.wide { max-width: 40rem; margin-top: .75rem; }
@@ -65,7 +65,7 @@ _MACROS = """
 <th scope="col">Brier</th><th scope="col">entropy, nats</th>
 {%- endmacro %}
 {%- macro metric_cells(row) %}
-<td>{{ row.nll|number }}</td><td>{{ row.ece|number }}</td>
+<td>{{ row.nll|number }}</td><td>{{ row.ece|percent }}</td>
 <td>{{ row.brier|number }}</td><td>{{ row.entropy|number }}</td>
 {%- endmacro %}
 {%- macro share(value) %}
@@ -123,6 +123,9 @@ gradient steps, and with the strategy. Lacking: their training samples without t
 {%- endif %}
 
 <h2>Over the rounds</h2>
+{%- if evaluated < 2 %}
+<p class="muted">{{ "Only one" if evaluated else "No" }} round was evaluated: there are no curves of the measures.</p>
+{%- endif %}
 <div class="plots">
 {%- for plot in plots %}{{ figure(plot) }}{% endfor %}
 </div>
@@ -145,15 +148,17 @@ _CLIENTS = """
 
 {%- if clients %}
 <h2>Clients</h2>
-<p class="muted">At the last evaluation, on the global test set; last column: on the client's own test split.</p>
+<p class="muted">At the last evaluation, on the global test set; last column: on the client's own test split. Lacking:
+training samples without the view, which are not among its samples.</p>
 <div class="card scroll"><table>
 <thead><tr><th class="text" scope="col">client</th><th class="text" scope="col">architecture</th>
-<th class="text" scope="col">view</th><th scope="col">samples</th>{{ metric_heads() }}
+<th class="text" scope="col">view</th><th scope="col">samples</th><th scope="col">lacking</th>{{ metric_heads() }}
 <th scope="col">own split</th></tr></thead>
 <tbody>
 {%- for row in clients %}
 <tr><th scope="row">{{ row.client }}</th><td class="text">{{ row.architecture }}</td>
-<td class="text">{{ row.view }}</td><td>{{ row.num_samples }}</td>{{ share(row.global.accuracy) }}
+<td class="text">{{ row.view }}</td><td>{{ row.num_samples }}</td><td>{{ row.missing.get(row.view, 0) }}</td>
+{{ share(row.global.accuracy) }}
 {{ metric_cells(row.global) }}
 <td>{{ (row.local or {}).get("accuracy")|percent }}</td></tr>
 {%- endfor %}

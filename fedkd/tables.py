@@ -65,12 +65,13 @@ def mean_gains_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"what each view gains, mean over {rows[0]['seeds']} seeds", caption=caption)
     for name in ("strategy", "view"):
         table.add_column(name, no_wrap=True)
-    for name in ("alone", "together", "gain", "95 %"):
+    for name in ("clients", "lacking", "alone", "together", "gain", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         scores = [_number(row["alone"], 100, 1), _number(row["strategy"], 100, 1), f"{100 * row['gain']:+.1f}"]
         interval = "–" if row["low"] is None else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        table.add_row(row["strategy_name"], row["view"], *scores, interval)
+        counts = [f"{round(row[key], 1):g}" for key in ("clients", "missing")]
+        table.add_row(row["strategy_name"], row["view"], *counts, *scores, interval)
     return table
 
 

@@ -224,6 +224,29 @@ def test_strategies_refuse_infinity_too() -> None:
         validate(Settings, {"weight": math.inf}, "here")
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("rounds = 'a'", "rounds: expected a whole number without a point, found 'a'."),
+        ("alone = 1", "alone: expected true or false, found 1."),
+        ("[train]\nlr = 'a'", "train.lr: expected a number, found 'a'."),
+        ("[train]\noptimizer = 'adm'", "train.optimizer: expected 'sgd', 'adam' or 'adamw', found 'adm'."),
+        ("[data]\nlocal_test = 1", "data.local_test: expected a number less than 1, found 1."),
+        ("[federation]\nviews = []", "federation.views: expected one or more, found []."),
+        ("[federation]\nviews = 'image'", "federation.views: expected a list, such as [\"a\"], found 'image'."),
+        ("[federation]\nviews = ['a', 1]", "federation.views.1: expected a text in quotes, found 1."),
+        ("[federation]\nmissing = 1", "federation.missing: expected a table, such as { name = 0.5 }, found 1."),
+        ("[federation.missing]\nimage = 1", "federation.missing.image: expected a number less than 1, found 1."),
+        (
+            "[federation.missing]\nimage = -0.1",
+            "federation.missing.image: expected a number greater than or equal to 0, found -0.1.",
+        ),
+    ],
+)
+def test_what_was_expected_is_said_in_plain_words(source: str, expected: str) -> None:
+    assert refusal(source) == f"run.toml: {expected}"
+
+
 # -- unknown keys, and files that are none
 
 
@@ -272,7 +295,7 @@ def test_errors_of_a_file_name_the_file(tmp_path: Path) -> None:
     path.write_text("rounds = 0", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         load(path)
-    assert str(caught.value) == f"{path}: rounds: input should be greater than or equal to 1, found 0."
+    assert str(caught.value) == f"{path}: rounds: expected a number greater than or equal to 1, found 0."
 
 
 @pytest.mark.parametrize("others", ["plan = 'cohorts'", "address = 'ray://host:1'"])
@@ -411,11 +434,11 @@ def test_overrides_do_not_change_the_values_given() -> None:
         ("two\nlines", r"^--set 'two\\nlines': expected key=value"),
         ("train.lr=fast", "^run.toml: train.lr: .*number, found 'fast'"),
         ("train.lr='0.1'", "^run.toml: train.lr: .*number, found '0.1'"),
-        ("rounds=2.0", "^run.toml: rounds: .*integer, found 2.0"),
-        ("rounds=", "^run.toml: rounds: .*integer, found ''"),
-        ("rounds=true", "^run.toml: rounds: .*integer, found True"),
-        ("rounds=3\nseed=4", r"^run.toml: rounds: .*integer, found '3\\nseed=4'"),
-        ("data.public_labels=yes", "^run.toml: data.public_labels: .*boolean, found 'yes'"),
+        ("rounds=2.0", "^run.toml: rounds: .*whole number without a point, found 2.0"),
+        ("rounds=", "^run.toml: rounds: .*whole number without a point, found ''"),
+        ("rounds=true", "^run.toml: rounds: .*whole number without a point, found True"),
+        ("rounds=3\nseed=4", r"^run.toml: rounds: .*whole number without a point, found '3\\nseed=4'"),
+        ("data.public_labels=yes", "^run.toml: data.public_labels: .*true or false, found 'yes'"),
         ("train.lrr=1", r"^run.toml: unknown key 'train\.lrr': did you mean 'train\.lr'"),
         ("rounds.x=1", "^--set rounds.x: 'rounds' holds a value, not a table"),
     ],

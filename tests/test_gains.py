@@ -84,7 +84,10 @@ def test_a_run_and_its_baseline_take_the_steps_that_are_recorded(plan: str) -> N
 def test_gains_over_seeds_have_the_interval_of_students_t() -> None:
     values = [0.01, 0.04, 0.03, 0.02, 0.05]
     runs = [
-        {"strategy_name": "s", "seed": n, "view": view, "alone": 0.5, "strategy": 0.5 + sign * v, "gain": sign * v}
+        {
+            **{"strategy_name": "s", "seed": n, "view": view, "clients": 3, "missing": 10 + n},
+            **{"alone": 0.5, "strategy": 0.5 + sign * v, "gain": sign * v},
+        }
         for n, v in enumerate(values)
         for view, sign in (("x", 1), ("y", -1))
     ]
@@ -92,6 +95,7 @@ def test_gains_over_seeds_have_the_interval_of_students_t() -> None:
     # mean 0.03, deviation sqrt(0.00025), five values: t with four degrees of freedom is 2.776445 (from its table)
     half = 2.776445 * 0.00025**0.5 / 5**0.5
     assert (x["strategy_name"], x["view"], x["seeds"]) == ("s", "x", 5)
+    assert (x["clients"], x["missing"]) == (3, 12)
     assert [x["alone"], x["strategy"], x["gain"]] == pytest.approx([0.5, 0.53, 0.03])
     assert [x["low"], x["high"]] == pytest.approx([0.03 - half, 0.03 + half], abs=1e-7)
     assert [y["low"], y["high"]] == pytest.approx([-0.03 - half, -0.03 + half], abs=1e-7)

@@ -54,6 +54,7 @@ def client(name: str) -> dict[str, Any]:
         "architecture": "cnn",
         "view": "image@16",
         "num_samples": 10,
+        "missing": {"image@16": 4},
         "label_counts": [7, 3, 0],
         "global": metrics(0.5),
         "local": None,
@@ -190,7 +191,49 @@ def test_a_run_without_any_evaluation_has_a_report(run_dir: Path) -> None:
     (run_dir / "summary.json").write_text(json.dumps({**summary, "metrics": nothing}), encoding="utf-8")
     page = page_of(run_dir)
     assert "was not evaluated" in page
-    assert "no round was evaluated" in page
+    assert "No round was evaluated: there are no curves" in page
+    assert page.count("<svg ") == 1  # the traffic
+
+
+def test_a_lone_evaluation_and_no_traffic_are_no_plots(run_dir: Path) -> None:
+    rounds = [{**one_round(number), "bytes_up": {}, "bytes_down": {}} for number in (1, 2)]
+    write_rows(run_dir / "rounds.jsonl", rounds)
+    page = page_of(run_dir)
+    assert "Only one round was evaluated: there are no curves" in page
+    assert page.count("<svg ") == 1  # the labels
+    assert "clients, global test set" in page
+    write_rows(run_dir / "rounds.jsonl", [*rounds, {**rounds[0], "round": 3}])
+    page = page_of(run_dir)
+    assert "round was evaluated" not in page
+    assert page.count("<svg ") == 4
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [
+        (["cat", "dog", "a rather long-winded name"], ["cat", "dog", "a rather long-wi…"]),
+        (["cat", "dog"], ["0", "1", "2"]),  # another number of classes than was counted
+        (None, ["0", "1", "2"]),
+    ],
+)
+def test_the_labels_have_the_names_of_the_classes(run_dir: Path, classes: list[str] | None, shown: list[str]) -> None:
+    if classes:
+        (run_dir / "manifest.json").write_text(json.dumps({"classes": classes}), encoding="utf-8")
+    [labels] = re.findall(r'<svg role="img" aria-label="labels".*?</svg>', page_of(run_dir), flags=re.DOTALL)
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", labels) == [*shown, "class", "c0", "c1"]
+
+
+def test_ece_is_in_percent_and_lacking_is_there(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    assert page.count("<td>10.0 %</td>") >= 2  # 0.2 * 0.5, of the clients and of each of them
+    rows = re.findall(r"<td>10</td><td>(\d+)</td>", page)
+    assert rows == ["4", "4"]
+
+
+def test_the_time_has_that_of_the_clients_alone(run_dir: Path) -> None:
+    (run_dir / "alone").mkdir()
+    (run_dir / "alone" / "summary.json").write_text(json.dumps({"seconds": 70.0}), encoding="utf-8")
+    assert "<dd>3 min 15 s</dd><small>3 rounds, 1 min 10 s of it the clients alone</small>" in page_of(run_dir)
 
 
 def test_many_clients_and_rounds_still_fit(run_dir: Path) -> None:

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from fedkd.compare import Comparison
 from fedkd.listings import listing
-from fedkd.tables import comparison_table, listing_table, run_table
+from fedkd.tables import comparison_table, listing_table, mean_gains_table, run_table
 
 SCORES = {"accuracy": 0.5, "accuracy_worst10": 0.25, "nll": 1.5, "ece": 0.125, "brier": 0.75, "entropy": 2.0}
 SUMMARY = {
@@ -49,6 +49,12 @@ def test_the_comparison_shows_mean_and_sample_standard_deviation():
     assert row[1] == "60.0 ± 14.1"  # sd of two values = |difference| / sqrt(2)
     assert row[2:5] == ["–", "–", "–"]
     assert row[5:7] == ["2.00", "0.00"]
+
+
+def test_the_gains_over_seeds_show_clients_and_what_they_lack():
+    means = {"clients": 3, "missing": 12.25, "alone": 0.5, "strategy": 0.53, "gain": 0.03, "low": 0.01, "high": 0.05}
+    row = _row(_text(mean_gains_table([{"strategy_name": "s", "view": "x", "seeds": 4, **means}])), "s")
+    assert row == ["s", "x", "3", "12.2", "50.0", "53.0", "+3.0", "+1.0 to +5.0"]
 
 
 def test_a_listing_shows_every_row():

@@ -14,6 +14,7 @@ from fedkd.app.loop import Start
 from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked, manifest, read_lines
 from fedkd.config import Experiment
 from fedkd.errors import UserError
+from fedkd.strategy.registry import complete
 
 LOG = logging.getLogger("fedkd")
 DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
@@ -118,7 +119,7 @@ def _forget_hardly_begun(path: Path, experiment: Experiment) -> None:
     ours = [entry for entry in found if entry == file or (entry.name.startswith(".") and entry.suffix == ".tmp")]
     if {entry.name for entry in found if entry not in ours} - {FLOWER_LOG}:
         return
-    if not file.exists() or file.read_bytes() == experiment.to_toml().encode():
+    if not file.exists() or file.read_bytes() == complete(experiment).to_toml().encode():
         for entry in ours:
             entry.unlink()
 

@@ -24,7 +24,7 @@ from fedkd.errors import UserError
 from fedkd.learner.model import Model
 from fedkd.learner.model_file import read_model, to_bytes
 from fedkd.learner.plan import plan
-from fedkd.strategy.registry import find
+from fedkd.strategy.registry import complete, find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
@@ -47,7 +47,7 @@ class RunFolder:
         """
         claim(path, besides=[FLOWER_LOG])
         self.path = path
-        self._write("experiment.toml", experiment.to_toml())
+        self._write("experiment.toml", complete(experiment).to_toml())
         self._write("manifest.json", _pretty(manifest(experiment)))
 
     @classmethod
@@ -227,6 +227,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "engine": experiment.engine.name,
         "workers": experiment.engine.workers,
         "data": federation.dataset.digest,
+        "classes": list(federation.classes),
         "public_set": federation.public_digest,
         "samples": {
             split: len(getattr(federation.splits, split)) for split in ("train", "public", "validation", "test")
@@ -241,11 +242,12 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
 def experiment_digest(experiment: Experiment) -> str:
     """Return the SHA-256 of all that an experiment decides about a run's results, and nothing of where it is run.
 
-    The fewest clients that it needs decide whether it goes on, and not what comes out.
+    Settings of its strategy that are left out count as their defaults, which stand in the run's folder. The fewest
+    clients that it needs decide whether it goes on, and not what comes out.
     """
     where = {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"}
     without = {"engine": where, "federation": {"min_clients"}}
-    return hashlib.sha256(experiment.model_dump_json(exclude=without).encode()).hexdigest()
+    return hashlib.sha256(complete(experiment).model_dump_json(exclude=without).encode()).hexdigest()
 
 
 def _version(library: str) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedkd import seeding
 from fedkd.data import qualities, signals, spectrogram
+from fedkd.data.sources.dataset import signal_remedy
 from fedkd.errors import UserError, unknown
 
 Rows = Callable[[Tensor], Tensor]  # rows (N, ...) to as many rows
@@ -204,20 +205,22 @@ def _expect_images(place: Place) -> None:
 def _expect_range(place: Place) -> None:
     """Refuse what are no images in [0, 1] to begin with; what noise adds to them is clipped, as in a camera."""
     _expect_images(place)
+    if place.base.ndim != _IMAGE_RANK + 1:
+        found = f"found those made from {tuple(place.base.shape)}"
+        raise UserError(f"view {place.name!r}: expected images with values in [0, 1], {found}; drop the transform.")
     low, high = float(place.base.min()), float(place.base.max())
-    if place.base.ndim != _IMAGE_RANK + 1 or low < 0 or high > 1:
-        found = f"found {low:g} to {high:g} in {tuple(place.base.shape)}"
+    if low < 0 or high > 1:
+        found = f"found {low:g} to {high:g}"
         raise UserError(f"view {place.name!r}: expected images with values in [0, 1], {found}; scale them first.")
 
 
 def _expect_rate(place: Place) -> float:
     if len(place.shape) != _SIGNAL_RANK:
         found = f"expected signals (N, channels, length), found {_shown(place)}"
-        raise UserError(f"view {place.name!r}: {found}; drop the transform.")
+        raise UserError(f"view {place.name!r}: {found}; {signal_remedy(1 + len(place.shape), 'drop the transform')}.")
     if place.rate is None:
-        raise UserError(
-            f"view {place.name!r}: expected a sampling rate in the data set, found none; drop the transform."
-        )
+        remedy = f"add {place.name.partition('@')[0]}_rate to its .npz, or drop the transform"
+        raise UserError(f"view {place.name!r}: expected a sampling rate in the data set, found none; {remedy}.")
     return place.rate
 
 

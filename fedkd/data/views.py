@@ -61,9 +61,11 @@ def view(dataset: DataSet, name: str) -> Tensor:
         flattened, one behind the other in the name's order.
 
     Raises:
-        UserError: the name is wrong, a base view does not exist, or a transform does not suit it.
+        UserError: the name is wrong or has a part twice, a base view does not exist, or a transform does not suit it.
     """
     parsed = parse(name)
+    if twice := [part.name for part in parsed if parsed.count(part) > 1]:
+        raise UserError(f"view {name!r}: expected each part once, found {twice[0]!r} more often; name it once.")
     if len(parsed) == 1:
         return _values(dataset, parsed[0])
     key = (dataset.digest, name, *(_rate(dataset, part) for part in parsed))

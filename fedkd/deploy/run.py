@@ -20,7 +20,7 @@ from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
 from fedkd.engine.commands import CONNECTION, Commands
 from fedkd.errors import RunError, UserError
-from fedkd.strategy.registry import create
+from fedkd.strategy.registry import complete, create
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run(
     """
     check(experiment)
     claim(out)
-    (out / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
+    (out / "experiment.toml").write_text(complete(experiment).to_toml(), encoding="utf-8")
     log = out / FLOWER_LOG
     told = _Told(log, on_round)
     with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:

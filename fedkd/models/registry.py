@@ -90,9 +90,8 @@ def build(spec: ModelSpec) -> Classifier:
     try:
         features = architecture(spec.input_shape, spec.feature_width)
     except ValueError as error:
-        raise UserError(
-            f"model {spec.architecture!r}: expected {_cause(error)}, found input shape {spec.input_shape}."
-        ) from error
+        found = f"found input shape {spec.input_shape}; {_remedy(architecture, spec)}"
+        raise UserError(f"model {spec.architecture!r}: expected {_cause(error)}, {found}.") from error
     except Exception as error:
         if not own:
             raise
@@ -167,6 +166,23 @@ def _imported(reference: str) -> Architecture:
     except Exception as error:  # importing runs the user's code, so that anything can come out of it
         raise UserError(f"model {reference!r}: expected package.module:function, but: {_cause(error)}.") from error
     return function
+
+
+def _remedy(architecture: Architecture, spec: ModelSpec) -> str:
+    """Return what to do about an architecture that cannot take a sample's shape."""
+    suited = [name for name, each in sorted(_ARCHITECTURES.items()) if _takes(each, spec.input_shape)]
+    instead = f"take one that can: {', '.join(suited)}"
+    channel = spec.sample_shape == spec.input_shape and _takes(architecture, (1, *spec.sample_shape))
+    return f"{instead}; or, if it has one channel, store it as array[:, None]" if channel else instead
+
+
+def _takes(architecture: Architecture, input_shape: InputShape) -> bool:
+    try:
+        with torch.device("meta"):  # which takes no memory
+            architecture(input_shape, 1)
+    except Exception:  # one of the user's own may raise anything
+        return False
+    return True
 
 
 def _expect_features(features: nn.Module, spec: ModelSpec) -> None:

@@ -3,8 +3,8 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, ClassVar, Self, final
 
@@ -19,7 +19,7 @@ from fedkd.knowledge.codecs import codecs_named, expect_suited
 from fedkd.learner.base import ClientCard, OnView, card_of
 from fedkd.learner.client import Client
 from fedkd.learner.server import Reply, Server
-from fedkd.models import ModelSpec
+from fedkd.models import ModelSpec, skeleton
 
 LOG = logging.getLogger("fedkd")
 
@@ -245,11 +245,15 @@ class Strategy(ABC):
 
 def model_specs(strategy: Strategy, federation: Federation, client: ClientCard) -> dict[str, ModelSpec]:
     """Return the specifications of a client's models, by model name."""
-    models = {
+    models = _on_views(strategy, client)
+    return {name: federation.model_spec(model.architecture, model.view) for name, model in models.items()}
+
+
+def _on_views(strategy: Strategy, client: ClientCard) -> dict[str, OnView]:
+    return {
         name: model if isinstance(model, OnView) else OnView(model, client.view)
         for name, model in strategy.client_models(client).items()
     }
-    return {name: federation.model_spec(model.architecture, model.view) for name, model in models.items()}
 
 
 def _caches(value: object) -> bool:
@@ -273,6 +277,8 @@ def check_fits(strategy: Strategy, experiment: Experiment, federation: Federatio
     """
     card = strategy.card
     _check_codecs(strategy, experiment)
+    _check_models(strategy, experiment, federation)
+    _tell_of_views(strategy, experiment, federation)
     settings = experiment.federation
     own = settings.partition == "own"
     held = [(holding.architecture, holding.view) for holding in federation.holdings.values()]
@@ -300,7 +306,50 @@ def _check_codecs(strategy: Strategy, experiment: Experiment) -> None:
         key = f"communication.{where}"
         codecs = codecs_named(texts, key)
         if payload is None and codecs:  # a baseline that shares nothing may stand beside others in one comparison
-            LOG.warning("%s: strategy %r sends nothing there, its codecs are not used.", key, experiment.strategy)
+            _tell(f"{key}: strategy {experiment.strategy!r} sends nothing there, its codecs are not used.")
         elif payload is not None:
             kinds = payload.values() if isinstance(payload, Mapping) else [payload]
             expect_suited(codecs, kinds, key, f"strategy {experiment.strategy!r}")
+
+
+def _check_models(strategy: Strategy, experiment: Experiment, federation: Federation) -> None:
+    """Refuse an architecture that cannot take the view that it is given, and say which setting names it."""
+    teacher_view = experiment.federation.teacher_view
+    kinds = {(held.architecture, held.view): held for held in federation.holdings.values()}
+    for held in kinds.values():
+        client = ClientCard(held.key, held.architecture, held.view, len(held.train), teacher_view)
+        for name, model in _on_views(strategy, client).items():
+            spec = federation.model_spec(model.architecture, model.view)
+            named = name in type(strategy.settings).model_fields  # such as strategies.fml.meme
+            key = f"strategies.{experiment.strategy}.{name}" if named else "federation.architectures"
+            try:
+                skeleton(spec)
+            except UserError as error:
+                raise UserError(f"{key}: view {model.view!r}: {error}") from error
+
+
+def _tell_of_views(strategy: Strategy, experiment: Experiment, federation: Federation) -> None:
+    """Say what of an experiment's views, and of its only round, comes to nothing: it may serve other strategies."""
+    settings, name = experiment.federation, repr(experiment.strategy)
+    clients = list(federation.holdings.values())
+    for key, given, dealt in (
+        ("views", settings.views, {held.view for held in clients}),
+        ("architectures", settings.architectures, {held.architecture for held in clients}),
+    ):
+        if left := [each for each in dict.fromkeys(given) if each not in dealt] if clients else []:
+            nobody = f"nobody is dealt {', '.join(map(repr, left))}, with federation.clients = {len(clients)}"
+            _tell(f"federation.{key}: {nobody}; raise that, or leave out what nobody is dealt.")
+    card = ClientCard("", settings.architectures[0], settings.views[0], 0)
+    has_teacher = strategy.client_models(card) != strategy.client_models(replace(card, teacher_view="another"))
+    if has_teacher and settings.teacher_view is None:
+        _tell(f"federation.teacher_view: not set, so the teacher of strategy {name} sees each client's own view.")
+    if settings.teacher_view is not None and not has_teacher:
+        _tell(f"federation.teacher_view: strategy {name} has no teacher that sees {settings.teacher_view!r}.")
+    if experiment.rounds == 1 and strategy.card.down is not None:
+        _tell(f"rounds: with only 1, no client of strategy {name} receives what others sent; set 2 or more.")
+
+
+@lru_cache
+def _tell(text: str) -> None:
+    """Warn once in a process, however often an experiment is checked."""
+    LOG.warning("%s", text)

@@ -37,6 +37,16 @@ def create(experiment: Experiment) -> Strategy:
     return strategy(settings[experiment.strategy]).sealed()
 
 
+def complete(experiment: Experiment) -> Experiment:
+    """Return the same experiment with all settings of its strategy written out, the defaults among them.
+
+    Raises:
+        UserError: see :func:`create`.
+    """
+    settings = create(experiment).settings.model_dump(mode="json", exclude_none=True)
+    return experiment.model_copy(update={"strategies": {**experiment.strategies, experiment.strategy: settings}})
+
+
 def find(name: str) -> type[Strategy]:
     """Return a strategy's class.
 

@@ -183,7 +183,7 @@ def test_an_experiment_in_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({}, "expected the key 'experiment'"),
         ({"experiment": "nowhere.toml"}, r"nowhere\.toml: expected a readable experiment file"),
-        ({"experiment": "\nseed = 'x'\n"}, "seed: input should be a valid integer"),
+        ({"experiment": "\nseed = 'x'\n"}, "seed: expected a whole number"),
         ({"experiment": EXPERIMENT.to_toml(), "overrides": "sed=1"}, "unknown key 'sed': did you mean 'seed'"),
     ],
 )

@@ -14,6 +14,7 @@ from fedkd.app.going_on import opened
 from fedkd.app.run_folder import RunFolder, locked, read_lines
 from fedkd.config import parse
 from fedkd.errors import UserError
+from fedkd.strategy.registry import complete
 from tests.app.nodes import SMALL, Deployment, Killed
 
 ROUNDS = 3
@@ -243,7 +244,7 @@ def test_a_folder_that_was_hardly_begun_is_a_new_one(left: list[str], tmp_path: 
     path = tmp_path / "run"
     path.mkdir()
     for name in left:
-        (path / name).write_text(experiment.to_toml(), encoding="utf-8")
+        (path / name).write_text(complete(experiment).to_toml(), encoding="utf-8")
 
     with opened(path, experiment) as found:
         assert (found.start, found.complete) == (None, False)

@@ -14,12 +14,13 @@ import torch
 import fedkd
 from fedkd import config
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import RunFolder, locked, manifest, new_folder, read_lines, read_models
+from fedkd.app.run_folder import RunFolder, experiment_digest, locked, manifest, new_folder, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.simulate import simulate
 from fedkd.errors import UserError
 from fedkd.learner.model_file import load_model
+from fedkd.strategy.registry import complete, find
 
 SMALL: Mapping[str, Any] = {
     "name": "small-run.1",
@@ -80,7 +81,7 @@ def test_the_experiment_file_of_a_run_runs_the_same_again(tmp_path: Path) -> Non
     again = config.load(tmp_path / "first" / "experiment.toml")
     second = simulate(again, out=tmp_path / "second")
 
-    assert again == FEDMD
+    assert again == complete(FEDMD)
     assert second.digest == first.digest
     assert [row["digest"] for row in second.rounds] == [row["digest"] for row in first.rounds]
     for name in ("experiment.toml", "manifest.json", "clients.jsonl"):
@@ -93,8 +94,20 @@ def test_every_default_is_written_out(tmp_path: Path) -> None:
 
     text = (tmp_path / "run" / "experiment.toml").read_text(encoding="utf-8")
 
-    for key in ("alpha = 0.5", "optimizer =", "lr = 0.0123", "threads = 1", "evaluate_every = 1", "transfer_epochs"):
+    for key in ("alpha = 0.5", "optimizer =", "lr = 0.0123", "threads = 1", "evaluate_every = 1"):
         assert key in text
+    settings = find("fedmd").Settings(transfer_epochs=1)
+    written = config.loads(text).strategies
+    assert written == {"feddf": {"distil_epochs": 1}, "fedmd": settings.model_dump()}
+
+
+def test_a_default_counts_as_much_as_the_same_number_given() -> None:
+    default = find("fedmd").Settings().digest_epochs
+    digests = [
+        experiment_digest(FEDMD.changed(**{"strategies.fedmd.digest_epochs": epochs}))
+        for epochs in (default, default + 1)
+    ]
+    assert digests[0] == experiment_digest(FEDMD) != digests[1]
 
 
 def test_an_earlier_run_is_never_replaced(tmp_path: Path) -> None:
@@ -135,7 +148,7 @@ def test_a_run_that_was_cut_off_keeps_its_finished_rounds_and_is_not_complete(tm
         *(f"checkpoints/{name}" for name in generations(1)),
     }
     assert [row["round"] for row in read_lines(folder / "rounds.jsonl")] == [1]
-    assert config.load(folder / "experiment.toml") == FEDMD
+    assert config.load(folder / "experiment.toml") == complete(FEDMD)
 
 
 def test_a_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_several_parts_are_flattened_and_joined() -> None:
     assert view(data, "gyro+image@2+height") is joined
 
 
+def test_a_part_that_is_named_twice_is_refused() -> None:
+    data = data_set(torch.rand(2, 1, 4, 4))
+    with pytest.raises(UserError, match=r"^view 'image\+image@2\+image': expected each part once, found 'image' more"):
+        view(data, "image+image@2+image")
+    assert shape(data, "image+image@2") == ((1, 4, 4), (1, 2, 2))
+
+
 def test_the_shape_of_one_part_is_that_of_its_samples() -> None:
     data = with_facts(data_set(torch.rand(2, 3, 9, 5), audio=torch.zeros(2, 1, 800)), rates={"audio": 8000.0})
     names = ("image", "image@4@jpeg30", "audio@4000hz", "audio@logmel", "audio@4000hz@logmel16")

@@ -1,6 +1,7 @@
 """From names to models: reproducible starts, shared skeletons, and helpful refusals."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fedkd import models
 from fedkd.errors import UserError
 from fedkd.models import ModelSpec, registry
+from fedkd.models.shapes import InputShape
 
 every_architecture = pytest.mark.parametrize("name", models.names())
 SHAPES = {"signal-cnn": (1, 8), "stroke": (2, 8), "vector": (8,), "fusion": ((1, 8, 8), (3, 8), (8,))}
@@ -51,7 +53,10 @@ class Pair(nn.Module):
 
 
 FAILING = {
-    "no_shape": (raising(ValueError("signals\n of 100")), r"expected signals of 100, found input shape \(1, 4, 4\)\."),
+    "no_shape": (
+        raising(ValueError("signals\n of 100")),
+        r"expected signals of 100, found input shape \(1, 4, 4\); take",
+    ),
     "key": (raising(KeyError("layers")), r"expected a torch\.nn\.Module, but: KeyError: 'layers'\."),
     "silent": (raising(AssertionError()), "but: AssertionError\\."),
     "lines": (raising(RuntimeError("one\n  two.")), "but: RuntimeError: one two\\."),
@@ -123,6 +128,32 @@ def test_refuses_sizes_below_one() -> None:
         ModelSpec("mlp", (1, 0, 8), classes=3)
     with pytest.raises(UserError, match=r"input_shape\[1\]\[0\]: expected 1 or more, found 0"):
         ModelSpec("mlp", ((1, 8), (0,)), classes=3)
+
+
+CHANNEL = "; or, if it has one channel, store it as array[:, None]"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "remedy"),
+    [
+        ("cnn", (1, 40), "take one that can: fusion, linear, mlp, mlp-deep, signal-cnn"),
+        ("cnn", (2, 8), f"take one that can: fusion, linear, mlp, mlp-deep, signal-cnn, stroke{CHANNEL}"),
+        ("cnn", (5,), "take one that can: fusion, linear, mlp, mlp-deep, vector"),
+        ("signal-cnn", (40,), f"take one that can: fusion, linear, mlp, mlp-deep, vector{CHANNEL}"),
+        ("vector", ((3, 40), (5,)), "take one that can: fusion, linear, mlp, mlp-deep"),
+        ("fusion", ((3, 40), (2, 3, 8, 8)), "take one that can: linear, mlp, mlp-deep"),
+    ],
+)
+def test_says_which_architectures_take_what_one_cannot(name: str, shape: InputShape, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf", found input shape .*; {re.escape(remedy)}\.$"):
+        models.build(ModelSpec(name, shape, classes=3))
+    for each in models.names():
+        listed = re.search(rf"(: |, ){each}(,|;|$)", remedy) is not None
+        if listed:
+            models.build(ModelSpec(each, shape, classes=3))
+        else:
+            with pytest.raises(UserError):
+                models.build(ModelSpec(each, shape, classes=3))
 
 
 COMPOSITE = ((1, 8, 8), (3, 16), (5,))

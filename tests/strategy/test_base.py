@@ -17,7 +17,7 @@ from fedkd.knowledge import Bundle, Knowledge, SoftLabels, Statistics, Weights
 from fedkd.learner.base import OnView
 from fedkd.learner.fit import answer
 from fedkd.learner.model import fresh
-from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
+from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings, base
 from fedkd.strategy.base import check_fits, expect_payload, model_specs
 
 
@@ -40,6 +40,11 @@ class Plain(Strategy):
 
 EXPERIMENT = Experiment(data={"test": 40, "public": 10}, federation={"clients": 2, "partition": "iid"})
 CARD = ClientCard("client-0", "linear", "image", 5)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told_yet() -> None:
+    base._tell.cache_clear()
 
 
 def party(kind: type, **own: Any) -> Any:
@@ -236,6 +241,95 @@ def test_what_the_card_says_is_sent() -> None:
     expect_payload("here", Weights({}), Weights)
     expect_payload("here", None, None)
     expect_payload("here", Bundle({"a": Weights({})}), {"a": Weights})
+
+
+# -- views and architectures
+
+
+class Taught(Plain):
+    """With a teacher on the teacher's view, of an architecture that a setting names."""
+
+    class Settings(StrategySettings):
+        """One."""
+
+        teacher: str | None = Field(None, description="architecture")
+
+    def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
+        """Return student and teacher."""
+        view = client.teacher_view or client.view
+        return {"student": client.architecture, "teacher": OnView(self.settings.teacher or "mlp", view)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "text"),
+    [
+        (
+            {},
+            {"federation.architectures": ["mlp", "vector"], "federation.views": ["image", "image@4"]},
+            r"^federation\.architectures: view 'image@4': model 'vector': expected vectors .*, found input shape "
+            r"\(1, 4, 4\); take one that can: cnn, .*, mlp, .*spectrogram-cnn\.$",
+        ),
+        (
+            {"teacher": "signal-cnn"},
+            {"federation.teacher_view": "image@2"},
+            r"^strategies\.taught\.teacher: view 'image@2': model 'signal-cnn': expected signals .* found input shape "
+            r"\(1, 2, 2\); take one that can: cnn, ",
+        ),
+        ({}, {"federation.architectures": ["cmm"]}, r"^federation\.architectures: view 'image': unknown model 'cmm'"),
+    ],
+)
+def test_an_architecture_that_cannot_take_its_view_is_refused_by_the_setting_that_names_it(
+    settings: dict[str, Any], changes: dict[str, Any], text: str
+) -> None:
+    asked = EXPERIMENT.changed(strategy="taught", **changes)
+    with pytest.raises(UserError, match=text):
+        check_fits(Taught(Taught.Settings(**settings)), asked, build(asked))
+
+
+DOWN = MethodCard(title="T", authors="A", year=2020, down=SoftLabels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        (Plain, {}, []),
+        (Plain, {"rounds": 1}, []),
+        (type("Sending", (Plain,), {"card": DOWN}), {"rounds": 2}, []),
+        (
+            type("Sending", (Plain,), {"card": DOWN}),
+            {"rounds": 1},
+            ["rounds: with only 1, no client of strategy 's' receives what others sent; set 2 or more."],
+        ),
+        (
+            Plain,
+            {"federation.teacher_view": "image@4"},
+            ["federation.teacher_view: strategy 's' has no teacher that sees 'image@4'."],
+        ),
+        (Taught, {"federation.teacher_view": "image@4"}, []),
+        (
+            Taught,
+            {},
+            ["federation.teacher_view: not set, so the teacher of strategy 's' sees each client's own view."],
+        ),
+        (
+            Plain,
+            {"federation.views": ["image", "image@4", "image@2"], "federation.architectures": ["mlp", "mlp", "cnn"]},
+            [
+                "federation.views: nobody is dealt 'image@2', with federation.clients = 2; raise that, or leave out "
+                "what nobody is dealt.",
+                "federation.architectures: nobody is dealt 'cnn', with federation.clients = 2; raise that, or leave "
+                "out what nobody is dealt.",
+            ],
+        ),
+    ],
+)
+def test_what_comes_to_nothing_is_said_once(
+    kind: type[Strategy], changes: dict[str, Any], expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = EXPERIMENT.changed(strategy="s", **changes)
+    for _ in range(2):
+        check_fits(kind(), asked, build(asked))
+    assert caplog.messages == expected
 
 
 def test_codecs_of_a_strategy_that_sends_nothing_are_not_used_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:

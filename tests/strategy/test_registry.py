@@ -13,7 +13,7 @@ from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.errors import UserError
 from fedkd.strategy import contract
-from fedkd.strategy.registry import create, find, names
+from fedkd.strategy.registry import complete, create, find, names
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = ["centralized", "fd", "fedavg", "feddf", "fedmd", "fedproto", "fml", "local", "public_only"]
@@ -189,6 +189,18 @@ def test_a_wrong_reference_says_what_was_found(reference: str, message: str) -> 
         find(reference)
 
 
+def test_a_complete_experiment_has_its_strategys_defaults_and_stays_the_same() -> None:
+    given = Experiment(strategy="fd", strategies={"fedmd": {"digest_epochs": 7}})
+    written = complete(given)
+    assert written.strategies == {"fedmd": {"digest_epochs": 7}, "fd": {"weight": 1.0}}
+    assert complete(written) == written
+    assert create(written).settings == create(given).settings
+    keys = complete(Experiment(strategy="cqkd")).strategies["cqkd"].keys()
+    assert keys == find("cqkd").Settings.model_fields.keys() - {"teacher"}
+    reference = Experiment(strategy="strategies.fd:FD", strategies={"strategies.fd:FD": {"weight": 2}})
+    assert complete(reference).strategies == {"strategies.fd:FD": {"weight": 2.0}}
+
+
 def test_settings_come_from_the_strategys_own_table() -> None:
     def settings(name: str, **tables: dict[str, Any]) -> Any:
         return create(Experiment(strategy=name, strategies=tables)).settings
@@ -202,7 +214,7 @@ def test_settings_come_from_the_strategys_own_table() -> None:
     ("values", "message"),
     [
         ({"digest_epoch": 1}, r"^strategies.fedmd: unknown key 'digest_epoch': did you mean 'digest_epochs'\?"),
-        ({"digest_epochs": -1}, r"^strategies.fedmd: digest_epochs: input should be greater .* to 0, found -1"),
+        ({"digest_epochs": -1}, r"^strategies.fedmd: digest_epochs: expected a number greater .* to 0, found -1"),
         ({"digest_epochs": "2"}, r"^strategies.fedmd: digest_epochs: .*found '2'"),
     ],
 )

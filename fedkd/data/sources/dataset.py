@@ -206,9 +206,16 @@ def _rate_problems(name: str, rate: float, views: Mapping[str, Tensor]) -> Itera
         yield f"rates: expected names of views ({', '.join(views)}), found {name!r}; rename or remove it."
     elif views[name].ndim != _SIGNAL_RANK:
         expected = "expected the rate of a signal (N, channels, length)"
-        yield f"rate of view {name!r}: {expected}, found a view of shape {tuple(views[name].shape)}; remove the rate."
+        found = f"found a view of shape {tuple(views[name].shape)}"
+        yield f"rate of view {name!r}: {expected}, {found}; {signal_remedy(views[name].ndim, 'remove the rate')}."
     elif not (math.isfinite(rate) and rate > 0):
         yield f"rate of view {name!r}: expected a number of Hz above 0, found {rate}; correct it."
+
+
+def signal_remedy(rank: int, otherwise: str) -> str:
+    """Return what to do about a view ``(N, ...)`` of this rank that should be a signal."""
+    one_axis_less = rank == _SIGNAL_RANK - 1
+    return f"give one channel, as array[:, None], or {otherwise}" if one_axis_less else otherwise
 
 
 def _describe(tensor: Tensor) -> str:

@@ -1,5 +1,6 @@
 """The user's own data as an ``.npz`` file of plain arrays."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fedkd.data.sources.arrays import IMAGE_RANKS, Array, as_images, open_npz
 from fedkd.data.sources.dataset import SPLITS, UNLABELLED, DataSet
 from fedkd.errors import UserError
 
+LOG = logging.getLogger("fedkd")
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, colour, colour + alpha
 _COLOURS = 3
 _PRESENT, _RATE = "_present", "_rate"  # endings of keys that say more about a view
@@ -32,6 +34,7 @@ def read_npz(path: Path) -> DataSet:
             )
     present, rates = _pop_present(path, arrays, labels), _pop_rates(path, arrays)
     views = {name: array for name, array in arrays.items() if _is_view(array)}
+    _tell_of_notes(path, {name: array for name, array in arrays.items() if name not in views})
     for name, array in views.items():
         if len(array) != len(labels):
             expected = f"expected {len(labels)} rows, one per label"
@@ -119,7 +122,8 @@ def _as_groups(groups: Array) -> Tensor:
 
 def _as_ids(path: Path, ids: Array) -> Tensor:
     if ids.dtype.kind not in "iu" or len(np.unique(ids)) != len(ids):
-        found = f"{ids.dtype} with {len(ids) - len(np.unique(ids))} of them twice"
+        again = len(ids) - len(np.unique(ids))
+        found = f"{again} that another one has" if ids.dtype.kind in "iu" else str(ids.dtype)
         raise UserError(f"{path}: 'ids': expected a whole number of its own for each sample, found {found}; renumber.")
     return torch.from_numpy(ids.astype(np.int64))
 
@@ -138,7 +142,21 @@ def _as_splits(path: Path, split: Array) -> Tensor:
 
 def _is_view(array: Array) -> bool:
     """Tell views from notes such as file names, scales and running numbers."""
-    return array.dtype.kind in "biufc" and array.ndim > 1
+    return _is_numeric(array) and array.ndim > 1
+
+
+def _tell_of_notes(path: Path, notes: Mapping[str, Array]) -> None:
+    """Say which arrays are left out, but for single numbers and texts, which nobody takes for views."""
+    strange = {
+        name: array for name, array in notes.items() if array.size > 1 and (_is_numeric(array) or array.ndim > 1)
+    }
+    if strange:
+        expected = "expected numbers with two or more dimensions, such as array[:, None], in a view"
+        LOG.warning("%s: %s, found %s; left out.", path, expected, _keys(strange))
+
+
+def _is_numeric(array: Array) -> bool:
+    return array.dtype.kind in "biufc"
 
 
 def _as_view(where: str, array: Array) -> Tensor:
@@ -148,11 +166,20 @@ def _as_view(where: str, array: Array) -> Tensor:
         if _looks_channels_last(array):
             expected = "expected numbers that are no bytes channels first, (N, channels, height, width)"
             raise UserError(f"{where}: {expected}, found {array.shape}; transpose it, or store bytes (uint8).")
-        return torch.from_numpy(array.astype(np.float32))
+        return _as_float32(where, array)
     if array.ndim == max(IMAGE_RANKS) and array.shape[-1] not in _CHANNELS:
         shapes = "(N, height, width) or (N, height, width, channels) with at most 4 channels"
         raise UserError(f"{where}: expected images of shape {shapes}, found {array.shape}; reorder the axes.")
     return as_images(array)
+
+
+def _as_float32(where: str, array: Array) -> Tensor:
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32)
+    if (lost := np.isinf(values) & np.isfinite(array)).any():
+        found = f"found {array[lost][0]:g}"
+        raise UserError(f"{where}: expected numbers below 3.4e38 in size, as float32 holds, {found}; scale them.")
+    return torch.from_numpy(values)
 
 
 def _looks_channels_last(array: Array) -> bool:

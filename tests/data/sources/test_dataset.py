@@ -108,6 +108,10 @@ def test_a_view_may_be_said_to_be_there_for_all() -> None:
         ({"present": {"image": SOME, "sound": SOME}, "views": NOTHING}, "every sample in one view .* found 1 in none"),
         ({"rates": {"smell": 8.0}}, "rates: expected names of views .* found 'smell'"),
         ({"rates": {"image": 8.0}}, r"rate of view 'image': expected the rate of a signal .* \(3, 1, 2, 2\)"),
+        (
+            {"views": {"sound": torch.ones(3, 4)}, "rates": {"sound": 8.0}},
+            r"expected the rate of a signal .*, found .* \(3, 4\); give one channel, as array\[:, None\], or remove",
+        ),
         ({"rates": {"sound": 0.0}}, "rate of view 'sound': expected a number of Hz above 0, found 0.0"),
         ({"rates": {"sound": float("inf")}}, "rate of view 'sound': expected .* found inf"),
     ],

@@ -190,10 +190,35 @@ def test_splits_may_be_numbers_and_public_samples_without_labels(tmp_path: Path)
     assert data.split.tolist() == [1, 3, 2]
 
 
+def test_what_is_left_out_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notes = {"files": np.array(["a", "b"]), "scale": np.float64(0.1), "rate": np.array([25])}
+    load(save(tmp_path / "plain.npz", labels=np.array([0, 1]), view=np.ones((2, 3)), **notes))
+    assert caplog.messages == []
+
+    strange = {"age": np.array([17.0, 18.0]), "words": np.array([["a"], ["b"]]), "short": np.ones(3, np.int16)}
+    path = save(tmp_path / "mine.npz", labels=np.array([0, 1]), view=np.ones((2, 3)), **strange, **notes)
+    assert set(load(path).views) == {"view"}
+    assert caplog.messages == [
+        f"{path}: expected numbers with two or more dimensions, such as array[:, None], in a view, found 'age' float64 "
+        "(2,), 'words' <U1 (2, 1), 'short' int16 (3,); left out."
+    ]
+
+
+def test_numbers_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.npz", labels=np.array([0, 1]), huge=np.array([[1.0], [-1e300]]))
+    with pytest.raises(
+        UserError, match=r"'huge': expected numbers below 3\.4e38 in size.*, found -1e\+300; scale them"
+    ):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"ids": np.array([1, 1])}, "'ids': expected a whole number of its own for each sample, found int64 with 1 of"),
+        (
+            {"ids": np.array([1, 1])},
+            "'ids': expected a whole number of its own for each sample, found 1 that another one has",
+        ),
         ({"ids": np.array([1.0, 2.0])}, "'ids': expected a whole number of its own for each sample, found float64"),
         ({"ids": np.array([1])}, r"'ids': expected shape \(2,\) as the labels, found \(1,\)"),
         ({"split": np.array(["test", "tset"])}, "'split': expected the names train, public, .*, found 'tset'"),
