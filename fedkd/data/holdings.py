@@ -25,7 +25,7 @@ class Holding:
         test: ids of its own test split, int64; empty where the shard is too small for one.
         having: ids of its private training samples that have a view, for each of the views that it holds; the ids
             of a view that a part of the samples lacks are fewer than those of another.
-        dealt: number of private training samples that it was dealt, with the view or without.
+        dealt: ids of the private training samples that it was dealt, with the view or without.
     """
 
     key: str
@@ -34,12 +34,12 @@ class Holding:
     train: Tensor
     test: Tensor
     having: Mapping[str, Tensor]
-    dealt: int
+    dealt: Tensor
 
     @property
     def missing(self) -> dict[str, int]:
         """Number of its private training samples that lack a view, for each of the views that it holds."""
-        return {view: self.dealt - len(ids) for view, ids in self.having.items()}
+        return {view: len(self.dealt) - len(ids) for view, ids in self.having.items()}
 
 
 def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, Holding]:
@@ -79,7 +79,7 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
         held = {name: there[name][dataset.rows(dealt)] for name in views_of(experiment, view)}
         having = {name: _having(dealt, name, held[name], lacking) for name in held}
         tested = test[there[view][dataset.rows(test)]]
-        holdings[key] = Holding(key, architecture, view, having[view], tested, having, len(dealt))
+        holdings[key] = Holding(key, architecture, view, having[view], tested, having, dealt)
     return holdings
 
 

@@ -73,7 +73,7 @@ def _build(
     if not len(having[view]) and not len(tested):
         bases = ", ".join(part.base for part in parse(view))
         raise UserError(f"data of {key}: expected samples that have {bases}, found none among {len(own)}; add them.")
-    holding = Holding(key, architecture, view, having[view], tested, having, len(dealt))
+    holding = Holding(key, architecture, view, having[view], tested, having, dealt)
     return Federation(experiment, dataset, replace(splits, train=having[view]), {key: holding})
 
 
