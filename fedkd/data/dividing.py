@@ -25,7 +25,7 @@ def divide(experiment: Experiment, out: Path) -> dict[str, Path]:
     """Write the files of a deployment that computes what a simulation computes, bit for bit.
 
     These are ``commons.npz``; for each client ``<key>.npz``, its samples, and ``<key>.toml``, its node's configuration;
-    and ``experiment.toml``. Noise in a view's name is drawn anew: there the two differ.
+    and ``experiment.toml``.
 
     Args:
         experiment: what is simulated.

@@ -96,14 +96,14 @@ def two_views(folder: Path) -> Path:
     return path
 
 
-def test_joined_and_missing_views_and_owners_end_as_in_the_simulation(tmp_path: Path) -> None:
+def test_joined_noisy_and_missing_views_and_owners_end_as_in_the_simulation(tmp_path: Path) -> None:
     changes = {
         "data.name": str(two_views(tmp_path)),
         "data.split_by": "group",
         "federation.partition": "natural",
         "federation.min_samples": 1,
         "federation.clients": 6,
-        "federation.views": ["image+wave", "wave@8hz", "image"],
+        "federation.views": ["image@noise0.5+wave", "wave@8hz@noise0.1", "image"],
         "federation.architectures": ["mlp"],
         "federation.missing": {"wave": 0.3},
         "strategies.view_ensemble.warm_up_epochs": 1,
@@ -146,7 +146,11 @@ def test_each_party_gets_its_own_samples_and_no_more(tmp_path: Path) -> None:
         ({"federation.partition": "own"}, "federation.partition: expected one that deals samples out, found 'own'"),
         ({"federation.missing": {"image@4": 0.5}, **VIEWS}, "federation.missing: expected names without '@'"),
         (
-            {"federation.missing": {"image": 0.25}, "federation.teacher_view": "image", "federation.views": ["image@4"]},
+            {
+                "federation.missing": {"image": 0.25},
+                "federation.teacher_view": "image",
+                "federation.views": ["image@4"],
+            },
             "federation.missing: expected 'image' from every sample that has 'image@4', which is made from it, found cl",
         ),
         (
