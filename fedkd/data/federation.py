@@ -121,8 +121,8 @@ class Federation:
     def pooled(self, view: str) -> Samples:
         """Return all clients' training samples that have a view, in it, with labels.
 
-        A client that does not hold the view gives all that it was dealt, as far as the data set has the view of them; one
-        that holds it, or a part of it, leaves out the samples that lack it there.
+        A client that holds the view, or a part of it, gives those of which it has it; another one all that it was
+        dealt, as far as the data set has the view of them.
         """
         there = present(self.dataset, view)
         ids = [_having(holding, view) for holding in self.holdings.values()]

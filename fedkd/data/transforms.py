@@ -14,7 +14,7 @@ from fedkd.errors import UserError, unknown
 Rows = Callable[[Tensor], Tensor]  # rows (N, ...) to as many rows
 
 _WHOLE = r"([1-9][0-9]*)"
-_DECIMAL = r"((?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?)"  # each number is written in one way, so each view has one name
+_DECIMAL = r"((?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?)"  # a number is written in one way, so that a view has one name
 _IMAGE_RANK, _SIGNAL_RANK = 3, 2  # of one sample
 _JPEG_CHANNELS = (1, 3)
 _CHUNK_ROWS, _CHUNK_VALUES = 4096, 2**23  # rows, and values, transformed at a time, which bounds the memory
@@ -91,6 +91,10 @@ def parse_step(name: str, text: str) -> Step:
     if not transform.above < number <= transform.most:
         wanted = f"expected {transform.expected}, such as '@{transform.example}'"
         raise UserError(f"view {name!r}: {wanted}, found '@{text}'; correct it.")
+    if match and match[1] and number == transform.default:
+        raise UserError(
+            f"view {name!r}: expected '@{word}', which means the same, found '@{text}'; leave the number out."
+        )
     return Step(text, number, transform)
 
 

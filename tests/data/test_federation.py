@@ -191,7 +191,7 @@ def test_pooled_samples_are_all_shards_without_test_splits(make: Make) -> None:
 
 @pytest.fixture
 def partly(tmp_path: Path) -> Path:
-    """Write 90 samples in two views: every third lacks ``left``, and every fifth lacks ``right`` unless it lacks both."""
+    """Write 90 samples in two views: every third lacks ``left``, and every fifth of the others ``right``."""
     row = np.arange(90)
     left, right = row % 3 > 0, (row % 5 > 0) | (row % 3 == 0)
     views = {"left": np.outer(row + 1, [1.0, 2.0]), "right": np.outer(row + 1, [-1.0, 3.0])}

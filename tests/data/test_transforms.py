@@ -56,6 +56,7 @@ def test_every_example_is_a_name_of_its_own_row(transform: transforms.Transform)
         ("0hz", "a rate above 0"),
         ("logmel0", "up to 256 mel bands"),
         ("logmel257", "up to 256 mel bands"),
+        ("logmel32", "expected '@logmel', which means the same, found '@logmel32'; leave the number out"),
         ("standard", "unknown transform '@standard'"),
     ],
 )
