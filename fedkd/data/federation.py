@@ -15,7 +15,7 @@ from torch import Tensor
 from fedkd import seeding
 from fedkd.config import Experiment
 from fedkd.data import sources
-from fedkd.data.holdings import Holding, deal, views_of
+from fedkd.data.holdings import Holding, deal, views_of, with_view
 from fedkd.data.samples import Samples
 from fedkd.data.sources import DataSet
 from fedkd.data.splits import Splits, commons, split
@@ -124,9 +124,8 @@ class Federation:
         A client that holds the view, or a part of it, gives those of which it has it; another one all that it was
         dealt, as far as the data set has the view of them.
         """
-        there = present(self.dataset, view)
-        ids = [_having(holding, view) for holding in self.holdings.values()]
-        return self.samples(torch.cat([some[there[self.dataset.rows(some)]] for some in ids]), view)
+        ids = torch.cat([_having(holding, view) for holding in self.holdings.values()])
+        return self.samples(with_view(self.dataset, ids, view), view)
 
     def public_subset(self, round_: int) -> Tensor:
         """Return the ids of a round's public subset, int64, shape ``(M,)``: the same at every party."""
