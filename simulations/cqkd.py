@@ -290,7 +290,7 @@ def study(name: str, seed: int, sizes: Sizes, methods: Sequence[Method] = METHOD
     Returns:
         A row for the teacher and one for each student.
     """
-    seeding.pin_threads(1)
+    seeding.pin_arithmetic(1)
     dataset = load(name)
     rows, side, order = (
         row_numbers(dataset, sizes, seed),

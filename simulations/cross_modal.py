@@ -4,7 +4,7 @@
    et al. 2023, arXiv:2206.06487): does the gain of distillation grow with gamma?
 2. Who teaches whom: accelerometer and gyroscope (HAPT), and digits by ear and by eye. The gain of the students over the
    same students alone, with at least as many gradient steps (``fedkd.gains``).
-3. The same, with fewer public pairs.
+3. The same, with fewer public pairs. In HAPT a client is one person, and the pairs are other people's: windows overlap.
 
 ::
 
@@ -17,9 +17,13 @@ It writes ``gamma.csv``, ``gains.csv``, ``cross_modal.md`` (tables) and ``cross_
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import reporting
 import torch
 from reporting import Row
@@ -27,17 +31,16 @@ from torch import Tensor
 
 import fedkd
 from fedkd import config, gains, losses, seeding
-from fedkd.data.sources import load
+from fedkd.data.dividing import arrays
+from fedkd.data.sources import DataSet, load
+from fedkd.data.sources.dataset import SPLITS
 
 HERE = Path(__file__).parent
-VIEWS = {
-    "cross_modal.toml": {"audio@logmel": "spectrogram-cnn", "image": "cnn"},
-    "cross_modal_motion.toml": {"acc": "signal-cnn", "gyro": "signal-cnn"},
-}
-"""Experiments, and the view that each kind of client holds, with its architecture."""
+FILES = "cross_modal.toml", "cross_modal_motion.toml"
+"""Experiments that say which data, views and architectures, and whether a client is one person."""
 OVERLAPS = (0, 2, 4, 6, 8, 10)
 PAIRS = (100, 300, 1000)
-LABELLED = 20  # samples of each client
+LABELLED = 20  # samples of each client, however many are public
 
 # -- part 1: gamma
 
@@ -135,10 +138,46 @@ def slopes(rows: Sequence[Row]) -> list[float]:
 # -- parts 2 and 3: who teaches whom, and with how many pairs
 
 
-def lesson(file: str, teacher: str, student: str, pairs: int, seed: int, clients: int) -> config.Experiment:
-    """Return the experiment in which the clients of one view teach those of another, or those of their own each other.
+def views_in(file: str) -> dict[str, str]:
+    """Return the views of an experiment, and the architecture that each of them is dealt."""
+    settings = config.load(HERE / file).federation
+    return dict(zip(settings.views, cycle(settings.architectures), strict=False))
 
-    Each client has :data:`LABELLED` samples, however many are public; what is left over is the validation set.
+
+def dealt(data: DataSet, pairs: int, clients: int, seed: int, *, people: bool) -> DataSet:
+    """Return the samples of a lesson, with their splits: those of the clients, the public ones and the official tests.
+
+    Fewer pairs are a part of more, and the clients' samples do not depend on their number.
+
+    Args:
+        data: all samples.
+        pairs: number of public samples.
+        clients: number of clients, with :data:`LABELLED` samples each.
+        seed: of the draw.
+        people: whether each client is one of the data set's owners, and all public samples are those of other owners.
+    """
+    assert data.official_test is not None  # noqa: S101 - true of both data sets
+    assert data.groups is not None  # noqa: S101 - likewise
+    rows = torch.nonzero(~data.official_test).flatten()
+    rows = rows[torch.randperm(len(rows), generator=seeding.generator(seed, "lesson"))]
+    if people:
+        owners = data.groups[rows]
+        chosen = list(dict.fromkeys(owners.tolist()))[:clients]
+        private = torch.cat([rows[owners == owner][:LABELLED] for owner in chosen])
+        others = rows[~torch.isin(owners, torch.tensor(chosen))]
+    else:
+        private, others = rows.tensor_split([LABELLED * clients])
+    split = torch.full((len(data),), -1)
+    for name, members in (("train", private), ("public", others[:pairs]), ("test", data.official_test)):
+        split[members] = SPLITS.index(name)
+    taken = torch.nonzero(split >= 0).flatten()
+    return replace(data.take(taken), split=split[taken], official_test=None)
+
+
+def lesson(
+    file: str, teacher: str, student: str, pairs: int, seed: int, clients: int, folder: Path
+) -> config.Experiment:
+    """Return the experiment in which the clients of one view teach those of another, or those of their own each other.
 
     Args:
         file: experiment that says on what.
@@ -147,11 +186,13 @@ def lesson(file: str, teacher: str, student: str, pairs: int, seed: int, clients
         pairs: number of public samples, which have both views and no labels.
         seed: of everything random.
         clients: number that hold the student's view; as many hold the teacher's.
+        folder: in which its samples are written (see :func:`dealt`).
     """
+    base, architectures = config.load(HERE / file), views_in(file)
     views = list(dict.fromkeys((teacher, student)))
-    base = config.load(HERE / file)
-    official = load(base.data.name).official_test
-    assert official is not None  # noqa: S101 - true of both data sets
+    people = base.federation.partition == "natural"
+    data = dealt(load(base.data.name), pairs, clients * len(views), seed, people=people)
+    np.savez(folder / "lesson.npz", allow_pickle=False, **arrays(data))
     settings: Row = {"distil_epochs": 5, "temperature": 1.0, "calibration_share": 0.0}
     if teacher != student:
         settings["teachers"] = teacher
@@ -161,13 +202,10 @@ def lesson(file: str, teacher: str, student: str, pairs: int, seed: int, clients
             "rounds": 3,
             "strategy": "fedcqkd",
             "strategies": {"fedcqkd": settings},
-            "data.split_by": "sample",
-            "data.public": pairs,
-            "data.validation": int((~official).sum()) - pairs - LABELLED * clients * len(views),
-            "federation.partition": "iid",
+            "data.name": str(folder / "lesson.npz"),
             "federation.clients": clients * len(views),
             "federation.views": views,
-            "federation.architectures": [VIEWS[file][view] for view in views],
+            "federation.architectures": [architectures[view] for view in views],
             "train.local_epochs": 50,
             "engine.workers": 0,
         }
@@ -176,11 +214,13 @@ def lesson(file: str, teacher: str, student: str, pairs: int, seed: int, clients
 
 def gained(file: str, teacher: str, student: str, pairs: int, seed: int, clients: int) -> list[Row]:
     """Run one lesson, train the same clients alone, and return one row: what the students gain."""
-    experiment = lesson(file, teacher, student, pairs, seed, clients)
-    together = fedkd.simulate(experiment)
-    alone = fedkd.simulate(gains.alone(experiment, together.rounds, together.clients))
+    with TemporaryDirectory() as folder:
+        experiment = lesson(file, teacher, student, pairs, seed, clients, Path(folder))
+        together = fedkd.simulate(experiment)
+        alone = fedkd.simulate(gains.alone(experiment, together.rounds, together.clients))
     (row,) = [row for row in gains.gains(together.clients, alone.clients) if row["view"] == student]
-    cell = {"data": experiment.data.name, "teacher": teacher, "student": student, "pairs": pairs, "seed": seed}
+    data = config.load(HERE / file).data.name
+    cell = {"data": data, "teacher": teacher, "student": student, "pairs": pairs, "seed": seed}
     return [cell | {key: row[key] for key in ("alone", "strategy", "gain")}]
 
 
@@ -188,10 +228,10 @@ def lessons(seeds: int, pairs: Sequence[int], clients: int) -> list[tuple[Any, .
     """Return the arguments of every lesson: all pairs of views with the most pairs, and the mixed ones with fewer."""
     return [
         (file, teacher, student, count, seed, clients)
-        for file, views in VIEWS.items()
+        for file in FILES
         for count in sorted(pairs, reverse=True)
-        for teacher in views
-        for student in views
+        for teacher in views_in(file)
+        for student in views_in(file)
         for seed in range(seeds)
         if teacher != student or count == max(pairs)
     ]
@@ -261,7 +301,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--quick", action="store_true", help="few pairs, clients and steps: shows only that it runs")
     chosen, start = parser.parse_args(), time.perf_counter()
-    seeding.pin_threads(1)
+    seeding.pin_arithmetic(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
     synthetic = by_gamma(*((3, 20) if chosen.quick else (30, 1000)))
     reporting.write_csv(chosen.out / "gamma.csv", synthetic)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation, build
-from fedkd.data.holdings import Holding
+from fedkd.data.holdings import Holding, views_of
 from fedkd.data.sources import DataSet
 from fedkd.data.sources.dataset import SPLITS
 from fedkd.data.splits import commons
@@ -25,7 +25,7 @@ def divide(experiment: Experiment, out: Path) -> dict[str, Path]:
     """Write the files of a deployment that computes what a simulation computes, bit for bit.
 
     These are ``commons.npz``; for each client ``<key>.npz``, its samples, and ``<key>.toml``, its node's configuration;
-    and ``experiment.toml``. Noise in a view's name is drawn anew: there the two differ.
+    and ``experiment.toml``.
 
     Args:
         experiment: what is simulated.
@@ -81,6 +81,18 @@ def _expect_divisible(experiment: Experiment) -> None:
     if made:
         expected = "expected names without '@', since samples lack what they were recorded in"
         raise UserError(f"federation.missing: {expected}, found {made[0]!r}; name the view that it is made from.")
+    for view in settings.views:
+        _expect_one_presence(experiment, view)
+
+
+def _expect_one_presence(experiment: Experiment, view: str) -> None:
+    """Refuse what a node's file cannot say, since it has one presence for each base view."""
+    names = [name for name in views_of(experiment, view) if "+" not in name]
+    for base in experiment.federation.missing:
+        made = [name for name in names if name != base and parse(name)[0].base == base]
+        if base in names and made:
+            expected = f"expected {base!r} from every sample that has {made[0]!r}, which is made from it"
+            raise UserError(f"federation.missing: {expected}, found clients that lack it alone; leave {base!r} out.")
 
 
 def _write_client(federation: Federation, held: Holding, out: Path) -> Path:

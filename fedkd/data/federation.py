@@ -15,11 +15,11 @@ from torch import Tensor
 from fedkd import seeding
 from fedkd.config import Experiment
 from fedkd.data import sources
-from fedkd.data.holdings import Holding, deal, views_of
+from fedkd.data.holdings import Holding, deal, views_of, with_view
 from fedkd.data.samples import Samples
 from fedkd.data.sources import DataSet
 from fedkd.data.splits import Splits, commons, split
-from fedkd.data.views import present, shape
+from fedkd.data.views import parts, present, shape
 from fedkd.data.views import view as view_of
 from fedkd.errors import UserError, unknown
 from fedkd.models import ModelSpec
@@ -119,8 +119,13 @@ class Federation:
         return self._cached("public", view, labels=True) if self.experiment.data.public_labels else None
 
     def pooled(self, view: str) -> Samples:
-        """Return all clients' training samples in one view, with labels."""
-        return self.samples(torch.cat([holding.train for holding in self.holdings.values()]), view)
+        """Return all clients' training samples that have a view, in it, with labels.
+
+        A client that holds the view, or a part of it, gives those of which it has it; another one all that it was
+        dealt, as far as the data set has the view of them.
+        """
+        ids = torch.cat([_having(holding, view) for holding in self.holdings.values()])
+        return self.samples(with_view(self.dataset, ids, view), view)
 
     def public_subset(self, round_: int) -> Tensor:
         """Return the ids of a round's public subset, int64, shape ``(M,)``: the same at every party."""
@@ -170,6 +175,14 @@ def build(experiment: Experiment) -> Federation:
 def key_of(experiment: Experiment) -> str:
     """Return all of an experiment that decides a federation, as JSON text."""
     return experiment.model_dump_json(include={"seed", "data", "federation", "train"})
+
+
+def _having(holding: Holding, view: str) -> Tensor:
+    """Return the ids of the samples dealt to a client, without those that it holds but lacks a view of, or a part."""
+    ids = holding.dealt
+    for name in (view, *parts(view)):
+        ids = ids[torch.isin(ids, holding.having.get(name, ids))]
+    return ids
 
 
 @lru_cache(maxsize=2)

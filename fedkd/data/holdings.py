@@ -10,7 +10,7 @@ from fedkd import seeding
 from fedkd.config import Experiment
 from fedkd.data.partition import partition
 from fedkd.data.sources import DataSet
-from fedkd.data.views import parts, present
+from fedkd.data.views import parse, parts
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Holding:
         test: ids of its own test split, int64; empty where the shard is too small for one.
         having: ids of its private training samples that have a view, for each of the views that it holds; the ids
             of a view that a part of the samples lacks are fewer than those of another.
-        dealt: number of private training samples that it was dealt, with the view or without.
+        dealt: ids of the private training samples that it was dealt, with the view or without.
     """
 
     key: str
@@ -34,12 +34,12 @@ class Holding:
     train: Tensor
     test: Tensor
     having: Mapping[str, Tensor]
-    dealt: int
+    dealt: Tensor
 
     @property
     def missing(self) -> dict[str, int]:
         """Number of its private training samples that lack a view, for each of the views that it holds."""
-        return {view: self.dealt - len(ids) for view, ids in self.having.items()}
+        return {view: len(self.dealt) - len(ids) for view, ids in self.having.items()}
 
 
 def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, Holding]:
@@ -67,7 +67,6 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
         min_samples=settings.min_samples,
         groups=None if dataset.groups is None else dataset.groups[rows],
     )
-    there = {name: present(dataset, name) for name in views_of(experiment)}
     width = len(str(settings.clients - 1))
     holdings: dict[str, Holding] = {}
     for number, shard in enumerate(shards):
@@ -76,10 +75,10 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
         architecture = settings.architectures[number % len(settings.architectures)]
         view = settings.views[number % len(settings.views)]
         lacking = _lacking(experiment, key, dealt)
-        held = {name: there[name][dataset.rows(dealt)] for name in views_of(experiment, view)}
-        having = {name: _having(dealt, name, held[name], lacking) for name in held}
-        tested = test[there[view][dataset.rows(test)]]
-        holdings[key] = Holding(key, architecture, view, having[view], tested, having, len(dealt))
+        held = {name: with_view(dataset, dealt, name) for name in views_of(experiment, view)}
+        having = {name: _without(lacking, name, ids) for name, ids in held.items()}
+        tested = with_view(dataset, test, view)
+        holdings[key] = Holding(key, architecture, view, having[view], tested, having, dealt)
     return holdings
 
 
@@ -98,6 +97,14 @@ def local_split(experiment: Experiment, key: str, ids: Tensor) -> tuple[Tensor, 
     shuffled = ids[torch.randperm(len(ids), generator=source)]
     tested = 0 if experiment.data.split_by == "group" else round(experiment.data.local_test * len(shuffled))
     return shuffled[:tested].sort().values, shuffled[tested:].sort().values
+
+
+def with_view(dataset: DataSet, ids: Tensor, view: str) -> Tensor:
+    """Return those of some ids, int64, shape ``(N,)``, whose samples have a view: of several joined, all of them."""
+    for part in parse(view):
+        if part.base in dataset.present:
+            ids = ids[dataset.present[part.base][dataset.rows(ids)]]
+    return ids
 
 
 def views_of(experiment: Experiment, *held: str) -> tuple[str, ...]:
@@ -122,9 +129,8 @@ def _lacking(experiment: Experiment, key: str, dealt: Tensor) -> dict[str, Tenso
     return lacking
 
 
-def _having(dealt: Tensor, view: str, there: Tensor, lacking: Mapping[str, Tensor]) -> Tensor:
-    """Return the ids of the samples that have a view: of several joined, all of them."""
-    ids = dealt[there]
+def _without(lacking: Mapping[str, Tensor], view: str, ids: Tensor) -> Tensor:
+    """Return the ids without those of samples that lack a view: of several joined, one of them."""
     for part in parts(view):
         if part in lacking:
             ids = ids[~torch.isin(ids, lacking[part])]

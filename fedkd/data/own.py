@@ -14,11 +14,11 @@ from torch import Tensor
 from fedkd.config import Experiment
 from fedkd.data import sources
 from fedkd.data.federation import Federation, build, key_of
-from fedkd.data.holdings import Holding, local_split, views_of
+from fedkd.data.holdings import Holding, local_split, views_of, with_view
 from fedkd.data.sources import DataSet
 from fedkd.data.sources.dataset import SPLITS, UNLABELLED
 from fedkd.data.splits import Splits
-from fedkd.data.views import parse, present
+from fedkd.data.views import parse
 from fedkd.errors import UserError, unknown
 
 KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -67,13 +67,12 @@ def _build(
     own = with_ids(own, shared)
     dataset = joined(shared, own)
     test, dealt = _divided(experiment, key, own)
-    there = {name: present(dataset, name) for name in views_of(experiment, view)}
-    having = {name: dealt[there[name][dataset.rows(dealt)]] for name in there}
-    tested = test[there[view][dataset.rows(test)]]
+    having = {name: with_view(dataset, dealt, name) for name in views_of(experiment, view)}
+    tested = with_view(dataset, test, view)
     if not len(having[view]) and not len(tested):
         bases = ", ".join(part.base for part in parse(view))
         raise UserError(f"data of {key}: expected samples that have {bases}, found none among {len(own)}; add them.")
-    holding = Holding(key, architecture, view, having[view], tested, having, len(dealt))
+    holding = Holding(key, architecture, view, having[view], tested, having, dealt)
     return Federation(experiment, dataset, replace(splits, train=having[view]), {key: holding})
 
 

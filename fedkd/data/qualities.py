@@ -80,15 +80,14 @@ def quantised(images: Tensor, bits: int) -> Tensor:
     return images.clamp(0, 1).mul(steps).round().div(steps)
 
 
-def noisy_by_content(values: Tensor, deviation: float, purpose: str) -> Tensor:
-    """Return rows ``(N, ...)`` with Gaussian noise added, which a row's content and a purpose alone decide."""
-    noise = torch.empty_like(values)
-    for row, into in zip(values.contiguous(), noise, strict=True):
+def noisy(values: Tensor, deviation: float, purpose: str) -> Tensor:
+    """Return rows ``(N, ...)`` with Gaussian noise of this standard deviation added; the sum is not clipped.
+
+    A row's content and the purpose, any text, alone decide its noise: so equal rows have equal noise.
+    """
+    rows = values.contiguous()  # its place in memory decides where in a row a random number goes
+    noise = torch.empty_like(rows)
+    for row, into in zip(rows, noise, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
         into.normal_(generator=seeding.generator(0, "noise", purpose, content))
-    return values + deviation * noise
-
-
-def noisy(values: Tensor, deviation: float, source: torch.Generator) -> Tensor:
-    """Return values of any shape with Gaussian noise of this standard deviation added; the sum is not clipped."""
-    return values + deviation * torch.randn(values.shape, generator=source)
+    return rows + deviation * noise

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedkd import seeding
 from fedkd.data import qualities, signals, spectrogram
 from fedkd.data.sources.dataset import signal_remedy
 from fedkd.errors import UserError, unknown
@@ -16,7 +15,7 @@ from fedkd.errors import UserError, unknown
 Rows = Callable[[Tensor], Tensor]  # rows (N, ...) to as many rows
 
 _WHOLE = r"([1-9][0-9]*)"
-_DECIMAL = r"((?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?)"  # each number is written in one way, so each view has one name
+_DECIMAL = r"((?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?)"  # a number is written in one way, so that a view has one name
 _IMAGE_RANK, _SIGNAL_RANK = 3, 2  # of one sample
 _JPEG_CHANNELS = (1, 3)
 _CHUNK_ROWS, _CHUNK_VALUES = 4096, 2**23  # rows, and values, transformed at a time, which bounds the memory
@@ -31,14 +30,12 @@ class Place:
         base: the base view, shape ``(N, ...)``.
         shape: of one sample that reaches the transform.
         rate: samples per second; None if unknown, or if the last axis is not one of samples.
-        digest: of the data set, which decides what noise is drawn; None: the content of each sample does.
     """
 
     name: str
     base: Tensor
     shape: tuple[int, ...]
     rate: float | None
-    digest: str | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,10 @@ def parse_step(name: str, text: str) -> Step:
     if not transform.above < number <= transform.most:
         wanted = f"expected {transform.expected}, such as '@{transform.example}'"
         raise UserError(f"view {name!r}: {wanted}, found '@{text}'; correct it.")
+    if match and match[1] and number == transform.default:
+        raise UserError(
+            f"view {name!r}: expected '@{word}', which means the same, found '@{text}'; leave the number out."
+        )
     return Step(text, number, transform)
 
 
@@ -112,10 +113,9 @@ def bind(place: Place, steps: Sequence[Step]) -> Rows:
     sample = torch.zeros(1, *place.shape)
     for step in steps:
         place = replace(place, name=f"{place.name}@{step.text}", shape=tuple(sample.shape[1:]))
-        trial, _ = step.transform.bind(place, step.number)
-        function, rate = step.transform.bind(place, step.number)  # a fresh one, as noise remembers what it has drawn
+        function, rate = step.transform.bind(place, step.number)
         functions.append(function)
-        sample, place = trial(sample), replace(place, rate=rate)
+        sample, place = function(sample), replace(place, rate=rate)
 
     def through(rows: Tensor) -> Tensor:
         for function in functions:
@@ -162,11 +162,7 @@ def _bits(place: Place, number: float) -> tuple[Rows, None]:
 
 
 def _noise(place: Place, number: float) -> tuple[Rows, float | None]:
-    """Draw from what the noise is for, so that every process that holds the data gets the same."""
-    if place.digest is None:
-        return partial(qualities.noisy_by_content, deviation=number, purpose=place.name), place.rate
-    source = seeding.generator(0, "noise", place.name, place.digest)
-    return partial(qualities.noisy, deviation=number, source=source), place.rate
+    return partial(qualities.noisy, deviation=number, purpose=place.name), place.rate
 
 
 def _hz(place: Place, number: float) -> tuple[Rows, float]:

@@ -5,21 +5,22 @@ transforms, each behind an ``@`` and applied left to right; :mod:`fedkd.data.tra
 """
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from fedkd.data.sources import DataSet
-from fedkd.data.transforms import Place, Rows, Step, bind, in_chunks, parse_step
+from fedkd.data.transforms import Place, Step, bind, in_chunks, parse_step
 from fedkd.errors import UserError, unknown
 from fedkd.models.shapes import InputShape
 
 _PART = re.compile(r"(?P<base>[^@+]+)(?P<transforms>(@[^@+]*)*)")
 
-# Every client of a process may ask for the same view: it is computed once, and the copies are shared.
-_computed: dict[Hashable, Tensor] = {}
+# Every client of a process may ask for the same view: it is computed once, and goes when its data set does.
+_computed: WeakKeyDictionary[DataSet, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def view(dataset: DataSet, name: str) -> Tensor:
         raise UserError(f"view {name!r}: expected each part once, found {twice[0]!r} more often; name it once.")
     if len(parsed) == 1:
         return _values(dataset, parsed[0])
-    key = (dataset.digest, name, *(_rate(dataset, part) for part in parsed))
-    return _once(key, lambda: torch.cat([_values(dataset, part).reshape(len(dataset), -1) for part in parsed], dim=1))
+    flat = [_values(dataset, part).reshape(len(dataset), -1) for part in parsed]
+    return _once(dataset, name, lambda: torch.cat(flat, dim=1))
 
 
 def shape(dataset: DataSet, name: str) -> InputShape:
@@ -107,15 +108,8 @@ def _values(dataset: DataSet, part: Part) -> Tensor:
     base = _base(dataset, part)
     if not part.steps:
         return base
-    key = (dataset.digest, part.name, _rate(dataset, part))
-    return _once(key, lambda: in_chunks(_bound(dataset, part), base))
-
-
-def _bound(dataset: DataSet, part: Part) -> Rows:
-    base = _base(dataset, part)
-    # Parties that each hold a part of the samples agree on the noise of those that they share.
-    source = dataset.digest if dataset.given_ids is None else None
-    return bind(Place(part.base, base, tuple(base.shape[1:]), _rate(dataset, part), source), part.steps)
+    place = Place(part.base, base, tuple(base.shape[1:]), dataset.rates.get(part.base))
+    return _once(dataset, part.name, lambda: in_chunks(bind(place, part.steps), base))
 
 
 def _base(dataset: DataSet, part: Part) -> Tensor:
@@ -124,11 +118,8 @@ def _base(dataset: DataSet, part: Part) -> Tensor:
     return dataset.views[part.base]
 
 
-def _rate(dataset: DataSet, part: Part) -> float | None:
-    return dataset.rates.get(part.base)
-
-
-def _once(key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-    if key not in _computed:
-        _computed[key] = compute()
-    return _computed[key]
+def _once(dataset: DataSet, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    made = _computed.setdefault(dataset, {})
+    if name not in made:
+        made[name] = compute()
+    return made[name]

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.image import cnn
 from fedkd.models.shapes import InputShape, Shape, parts
 from fedkd.models.signal import signal_cnn
+from fedkd.models.spectrogram import spectrogram_cnn
 from fedkd.models.vector import vector
 
-# By the number of axes of a part.
-_BRANCHES: Mapping[int, Callable[[InputShape, int], nn.Module]] = {1: vector, 2: signal_cnn, 3: cnn}
+# By the number of axes of a part. A shape does not tell a spectrogram from an image; what suits the first suits both.
+_BRANCHES: Mapping[int, Callable[[InputShape, int], nn.Module]] = {1: vector, 2: signal_cnn, 3: spectrogram_cnn}
 
 
 def fusion(input_shape: InputShape, feature_width: int) -> nn.Module:
-    """A branch for each part (cnn for images, signal-cnn, vector), joined features; takes composite views."""
+    """A branch for each part (spectrogram-cnn for images too, signal-cnn, vector), joined; takes composite views."""
     shapes = [part or (1,) for part in parts(input_shape)]  # a part may be one number
     if any(len(shape) not in _BRANCHES for shape in shapes):
         raise ValueError("parts that are images (channels, height, width), signals (channels, length) or vectors")

@@ -96,14 +96,14 @@ def two_views(folder: Path) -> Path:
     return path
 
 
-def test_joined_and_missing_views_and_owners_end_as_in_the_simulation(tmp_path: Path) -> None:
+def test_joined_noisy_and_missing_views_and_owners_end_as_in_the_simulation(tmp_path: Path) -> None:
     changes = {
         "data.name": str(two_views(tmp_path)),
         "data.split_by": "group",
         "federation.partition": "natural",
         "federation.min_samples": 1,
         "federation.clients": 6,
-        "federation.views": ["image+wave", "wave@8hz", "image"],
+        "federation.views": ["image@noise0.5+wave", "wave@8hz@noise0.1", "image"],
         "federation.architectures": ["mlp"],
         "federation.missing": {"wave": 0.3},
         "strategies.view_ensemble.warm_up_epochs": 1,
@@ -146,6 +146,14 @@ def test_each_party_gets_its_own_samples_and_no_more(tmp_path: Path) -> None:
         ({"federation.partition": "own"}, "federation.partition: expected one that deals samples out, found 'own'"),
         ({"federation.missing": {"image@4": 0.5}, **VIEWS}, "federation.missing: expected names without '@'"),
         (
+            {**VIEWS, "federation.missing": {"image": 0.25}, "federation.teacher_view": "image"},
+            "expected 'image' from every sample that has 'image@4', which is made from it, found clients that lack it",
+        ),
+        (
+            {"federation.missing": {"image": 0.25}, "federation.views": ["image", "image@4+image"]},
+            "federation.missing: expected 'image' from every sample that has 'image@4'",
+        ),
+        (
             {"federation.min_samples": 0, "federation.clients": 300, "federation.alpha": 0.01},
             "expected training samples for every client, found none; raise min_samples",
         ),
@@ -155,6 +163,14 @@ def test_what_cannot_be_divided_is_refused(changes: Mapping[str, Any], problem: 
     with pytest.raises(UserError, match=problem):
         divide(parse({**SMALL, "strategy": "fedmd"}, changes, "test"), tmp_path / "files")
     assert not (tmp_path / "files").exists()
+
+
+def test_what_other_clients_make_of_a_missing_view_is_divided(tmp_path: Path) -> None:
+    experiment = parse({**SMALL, "strategy": "fedmd"}, {**VIEWS, "federation.missing": {"image": 0.25}}, "test")
+    divide(experiment, tmp_path)
+    for key, held in build(experiment).holdings.items():
+        with np.load(tmp_path / f"{key}.npz") as mine:
+            assert mine["ids"][~mine["is_test"]].tolist() == held.train.tolist()
 
 
 def test_nothing_is_ever_replaced(tmp_path: Path) -> None:

@@ -189,6 +189,42 @@ def test_pooled_samples_are_all_shards_without_test_splits(make: Make) -> None:
     assert pooled.labels.tolist() == [number % CLASSES for number in pooled.ids.tolist()]
 
 
+@pytest.fixture
+def partly(tmp_path: Path) -> Path:
+    """Write 90 samples in two views: every third lacks ``left``, and every fifth of the others ``right``."""
+    row = np.arange(90)
+    left, right = row % 3 > 0, (row % 5 > 0) | (row % 3 == 0)
+    views = {"left": np.outer(row + 1, [1.0, 2.0]), "right": np.outer(row + 1, [-1.0, 3.0])}
+    path = tmp_path / "partly.npz"
+    np.savez(path, labels=row % 2, **views, left_present=left, right_present=right)
+    return path
+
+
+@pytest.mark.parametrize("view", ["left", "right@noise1", "left+right"])
+def test_pooled_samples_are_those_that_have_the_view(partly: Path, view: str) -> None:
+    settings = {"data": {"name": str(partly)}, "federation": {"clients": 2, "views": ["left", "right"]}}
+    federation = build(parse(settings, {"federation.partition": "iid", "data.local_test": 0.0}, "test"))
+    ids = set(federation.splits.train.tolist())
+    lacking = {"left": {i for i in ids if i % 3 == 0}, "right": {i for i in ids if i % 5 == 0 and i % 3}}
+    expected = ids - set().union(*(lacked for name, lacked in lacking.items() if name in view))
+    pooled = federation.pooled(view)
+    assert sorted(pooled.ids.tolist()) == sorted(expected)
+    assert 0 < len(pooled) < len(ids)
+    assert pooled.inputs.any(dim=1).all()
+
+
+def test_a_sample_of_which_a_client_lacks_a_view_is_not_pooled_in_it(make: Make) -> None:
+    views = {"federation__views": ["image", "sound"], "federation__missing": {"sound": 0.25}}
+    federation = make(**views, federation__clients=2, data__local_test=0.0)
+    first, second = federation.holdings.values()
+    lacking = set(second.dealt.tolist()) - set(second.train.tolist())
+    assert len(lacking) == 15  # a quarter of 60
+    everything = {*first.train.tolist(), *second.dealt.tolist()}
+    assert set(federation.pooled("image").ids.tolist()) == everything
+    for view in ("sound", "image+sound"):
+        assert set(federation.pooled(view).ids.tolist()) == everything - lacking
+
+
 def test_public_samples_have_no_labels(make: Make) -> None:
     federation = make()
     assert federation.public("sound").targets == {}

@@ -29,7 +29,7 @@ def dealt(**federation: Any) -> Mapping[str, Holding]:
 
 def test_a_client_has_all_its_views_of_every_sample_unless_some_are_missing() -> None:
     for holding in dealt().values():
-        assert holding.dealt == len(holding.train) == 54
+        assert len(holding.dealt) == len(holding.train) == 54
         assert holding.having.keys() == {"sound+motion", "sound", "motion"}
         assert holding.missing == {"sound+motion": 0, "sound": 0, "motion": 0}
 

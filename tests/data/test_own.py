@@ -107,7 +107,7 @@ def test_samples_that_lack_the_clients_view_are_counted(node: Make) -> None:
     holding = node(image_present=there, audio=audio, is_test=is_test).holdings["a"]
     assert holding.train.tolist() == [51, 53]
     assert holding.missing == {"image": 1}
-    assert (holding.dealt, holding.test.tolist()) == (3, [54])
+    assert (len(holding.dealt), holding.test.tolist()) == (3, [54])
 
 
 def test_a_built_in_data_set_serves_as_commons(tmp_path: Path) -> None:

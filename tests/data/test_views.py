@@ -1,11 +1,13 @@
 """Views by name: parsing, resizing, several parts, and errors."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedkd.data import views
 from fedkd.data.sources import DataSet
 from fedkd.data.views import parse, present, shape, view
 from fedkd.errors import UserError
@@ -42,11 +44,17 @@ def test_chunks_join_without_a_seam() -> None:
     np.testing.assert_allclose(resized.flatten(), images.numpy().mean(axis=(1, 2, 3)), atol=1e-6)
 
 
-def test_a_resized_view_is_made_once_for_equal_data() -> None:
+def test_a_view_is_made_once_for_a_data_set_and_lasts_as_long_as_it_does() -> None:
     images = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    first = view(data_set(images), "image@2")
-    assert view(data_set(images.clone()), "image@2") is first
-    assert view(data_set(images + 1), "image@2") is not first
+    data = data_set(images)
+    resized, joined = view(data, "image@2"), view(data, "image+image@2")
+    assert view(data, "image@2") is resized
+    assert view(data, "image+image@2") is joined
+    assert not torch.equal(view(data_set(images + 1), "image@2"), resized)
+    kept = weakref.ref(resized), weakref.ref(joined)
+    del data, resized, joined
+    gc.collect()
+    assert [view() for view in kept] == [None, None]
 
 
 def test_without_a_size_and_at_the_original_size_nothing_changes() -> None:
@@ -139,8 +147,7 @@ def test_parse_refuses_other_transforms(name: str) -> None:
 
 def test_noise_is_the_same_in_every_process() -> None:
     images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(5))
-    first = view(data_set(images), "image@noise0.1").clone()
-    views._computed.clear()
+    first = view(data_set(images), "image@noise0.1")
     torch.manual_seed(99)
     assert torch.equal(view(data_set(images), "image@noise0.1"), first)
 

@@ -30,7 +30,7 @@ def federation(data: DataSettings = DEFAULTS, dtype: str = "float32") -> Federat
     splits = Splits(TRAIN, PUBLIC, torch.tensor([2]), torch.tensor([0]))
     experiment = Experiment(data=data, train=TrainSettings(dtype=dtype))  # type: ignore[arg-type]
     having = {"minus": TRAIN, "plus": TRAIN[:2]}
-    holdings = {"client-0": Holding("client-0", "linear", "minus", TRAIN, torch.tensor([2]), having, len(TRAIN))}
+    holdings = {"client-0": Holding("client-0", "linear", "minus", TRAIN, torch.tensor([2]), having, TRAIN)}
     return Federation(experiment, dataset, splits, holdings)
 
 

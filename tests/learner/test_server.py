@@ -41,8 +41,8 @@ def federation(data: DataSettings = DEFAULTS) -> Federation:
     splits = Splits(torch.tensor([2, 4, 6, 7]), PUBLIC, torch.empty(0, dtype=torch.int64), torch.tensor([0]))
     none = torch.empty(0, dtype=torch.int64)
     holdings = {
-        "client-0": Holding("client-0", "mlp", "plus", torch.tensor([6, 7]), none, {}, 2),
-        "client-1": Holding("client-1", "linear", "plus", torch.tensor([4]), torch.tensor([2]), {}, 1),
+        "client-0": Holding("client-0", "mlp", "plus", torch.tensor([6, 7]), none, {}, torch.tensor([6, 7])),
+        "client-1": Holding("client-1", "linear", "plus", torch.tensor([4]), torch.tensor([2]), {}, torch.tensor([4])),
     }
     return Federation(Experiment(data=data), dataset, splits, holdings)
 

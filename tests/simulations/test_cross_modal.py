@@ -1,9 +1,13 @@
+import sys
+
 import cross_modal
 import numpy as np
 import pytest
 import torch
 
+from fedkd import seeding
 from fedkd.data.federation import build
+from fedkd.data.sources import DataSet
 
 
 def draw(overlap, seeds=2, samples=500):
@@ -72,13 +76,73 @@ def test_every_modality_teaches_every_other_with_the_most_pairs_only_itself_too(
     }
 
 
+def people(count=12, each=60):
+    """Give every sample its own number, and every one of the people as many samples; the last three are for testing."""
+    owner = torch.arange(count * each) % count
+    labels = torch.arange(count * each) % 5
+    views = {"x": torch.arange(1.0, count * each + 1)[:, None]}
+    return DataSet("people", views, labels, tuple("abcde"), official_test=owner >= count - 3, groups=owner)
+
+
+def members(data, split):
+    return set(data.ids[data.split == cross_modal.SPLITS.index(split)].tolist())
+
+
+@pytest.mark.parametrize("people_apart", [True, False])
+def test_only_the_number_of_pairs_differs_between_lessons(people_apart):
+    data = people()
+    fewer, more = (cross_modal.dealt(data, pairs, 4, seed=1, people=people_apart) for pairs in (30, 200))
+    for split in ("train", "test"):
+        assert members(fewer, split) == members(more, split)
+    assert members(fewer, "public") < members(more, "public")
+    assert (len(members(fewer, "public")), len(members(more, "public")), len(members(more, "train"))) == (30, 200, 80)
+    assert members(more, "test") == {i for i in range(720) if i % 12 >= 9}
+    assert members(more, "train") != members(cross_modal.dealt(data, 200, 4, seed=2, people=people_apart), "train")
+    assert not members(more, "train") & members(more, "public")
+
+
+def test_who_is_a_client_is_nobody_else():
+    data = cross_modal.dealt(people(), 200, 4, seed=1, people=True)
+    owners = {split: {i % 12 for i in members(data, split)} for split in ("train", "public", "test")}
+    assert owners["train"] | owners["public"] | owners["test"] == set(range(12))
+    assert (len(owners["train"]), len(owners["public"]), len(owners["test"])) == (4, 5, 3)
+    assert np.bincount([i % 12 for i in members(data, "train")]).max() == 20
+
+
 @pytest.mark.parametrize(("teacher", "clients"), [("acc", 6), ("gyro", 3)])
-def test_a_lesson_changes_only_its_pairs(shared_data, monkeypatch, teacher, clients):
+def test_a_lesson_is_what_was_dealt_and_a_client_a_person(shared_data, monkeypatch, tmp_path, teacher, clients):
     if not (shared_data / "hapt").is_dir():
         pytest.skip("no HAPT beside the checkout")
     monkeypatch.setenv("FEDKD_DATA", str(shared_data))
-    for pairs in (100, 1000):
-        experiment = cross_modal.lesson("cross_modal_motion.toml", teacher, "gyro", pairs, 0, 3)
-        assert experiment.strategies["fedcqkd"].get("teachers") == (teacher if teacher != "gyro" else None)
-        splits = build(experiment).splits
-        assert (len(splits.public), len(splits.train)) == (pairs, 20 * clients)
+    experiment = cross_modal.lesson("cross_modal_motion.toml", teacher, "gyro", 100, 0, 3, tmp_path)
+    assert experiment.strategies["fedcqkd"].get("teachers") == (teacher if teacher != "gyro" else None)
+    assert set(experiment.federation.architectures) == {"signal-cnn"}
+    federation = build(experiment)
+    splits, data = federation.splits, federation.dataset
+    assert [len(ids) for ids in (splits.public, splits.validation, splits.test)] == [100, 0, 2996]
+    assert len(federation.holdings) == clients
+    for held in federation.holdings.values():
+        assert len(held.train) == 20
+        assert len(data.groups[data.rows(held.train)].unique()) == 1
+
+
+def test_a_run_writes_what_it_found(tmp_path, monkeypatch, capsys):
+    """The lessons' rows are made up here; all else is as it is in a run."""
+
+    def made_up(file, teacher, student, pairs, seed, clients):
+        cell = {"data": file, "teacher": teacher, "student": student, "pairs": pairs, "seed": seed}
+        return [cell | {"alone": 0.5, "strategy": 0.625 + seed / 100, "gain": 0.125 + seed / 100}]
+
+    monkeypatch.setattr(cross_modal, "gained", made_up)
+    monkeypatch.setattr(
+        sys, "argv", ["cross_modal", "--out", str(tmp_path), "--workers", "1", "--seeds", "2", "--quick"]
+    )
+    with seeding.arithmetic_restored():
+        cross_modal.main()
+    ends = {"gamma.csv", "gains.csv", "cross_modal.md", "cross_modal.png", "cross_modal.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == ends
+    text = (tmp_path / "cross_modal.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    rows = [line for line in text.splitlines() if line.startswith("| cross_modal")]
+    assert len(rows) == 2 * (4 + 2)  # files, and pairs of views with the most pairs and with fewer
+    assert all("50.0 | 63.0 ± 0.7 | +13.0 (" in row for row in rows), rows[0]

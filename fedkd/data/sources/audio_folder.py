@@ -10,7 +10,7 @@ import torch
 
 from fedkd.data.sources.arrays import Array
 from fedkd.data.sources.dataset import DataSet
-from fedkd.data.sources.files import READ_ERRORS, unreadable
+from fedkd.data.sources.files import READ_ERRORS, expect_classes, folders, unreadable
 from fedkd.data.sources.recordings import first_second
 from fedkd.errors import UserError
 
@@ -30,12 +30,9 @@ def read_audio_folder(path: Path) -> DataSet:
     Raises:
         UserError: a file cannot be read, classes of train and test differ, or files differ in their rate.
     """
-    split = (path / "train").is_dir() and (path / "test").is_dir()
-    parts = [_listed(part) for part in ([path / "train", path / "test"] if split else [path])]
+    parts = [_listed(part) for part in folders(path)]
     classes = tuple(parts[0])
-    if tuple(parts[-1]) != classes:
-        expected, found = ", ".join(classes), ", ".join(parts[-1])
-        raise UserError(f"{path / 'test'}: expected the classes of train ({expected}), found {found}; align them.")
+    expect_classes(path / "test", tuple(parts[-1]), classes)
     files = [(file, label) for part in parts for label, name in enumerate(classes) for file in part[name]]
     sounds, rate = _read(path, [file for file, _ in files])
     train = sum(len(found) for found in parts[0].values())
@@ -44,7 +41,7 @@ def read_audio_folder(path: Path) -> DataSet:
         {"audio": torch.from_numpy(sounds)},
         torch.tensor([label for _, label in files], dtype=torch.int64),
         classes,
-        official_test=torch.arange(len(files)) >= train if split else None,
+        official_test=torch.arange(len(files)) >= train if len(parts) > 1 else None,
         rates={"audio": rate},
     )
 

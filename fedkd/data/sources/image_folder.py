@@ -8,25 +8,22 @@ import torch
 
 from fedkd.data.sources.arrays import Array, as_images
 from fedkd.data.sources.dataset import DataSet
-from fedkd.data.sources.files import unreadable
+from fedkd.data.sources.files import expect_classes, folders, unreadable
 from fedkd.errors import UserError
 
 
 def read_image_folder(path: Path) -> DataSet:
     """Read a folder of images as :func:`fedkd.data.sources.load` describes it."""
-    split = (path / "train").is_dir() and (path / "test").is_dir()
-    parts = [_list_images(part) for part in ([path / "train", path / "test"] if split else [path])]
+    parts = [_list_images(part) for part in folders(path)]
     classes = parts[0][0]
-    if parts[-1][0] != classes:
-        expected, found = ", ".join(classes), ", ".join(parts[-1][0])
-        raise UserError(f"{path / 'test'}: expected the classes of train ({expected}), found {found}; align them.")
+    expect_classes(path / "test", parts[-1][0], classes)
     files = [file for _, samples in parts for file in samples]
     return DataSet(
         path.name,
         {"image": as_images(_read_images(path, [file for file, _ in files]))},
         torch.tensor([label for _, label in files], dtype=torch.int64),
         classes,
-        official_test=torch.arange(len(files)) >= len(parts[0][1]) if split else None,
+        official_test=torch.arange(len(files)) >= len(parts[0][1]) if len(parts) > 1 else None,
     )
 
 

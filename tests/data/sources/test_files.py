@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from fedkd.data.sources.files import one_line, unreadable
+from fedkd.data.sources.files import folders, one_line, unreadable
+
+
+def test_train_and_test_count_only_together(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    assert folders(tmp_path) == [tmp_path]  # a class may bear that name
+    (tmp_path / "test").mkdir()
+    assert folders(tmp_path) == [tmp_path / "train", tmp_path / "test"]
 
 
 def test_a_message_of_many_lines_becomes_one() -> None:
