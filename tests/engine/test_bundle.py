@@ -20,6 +20,7 @@ from fedkd.config import Experiment
 from fedkd.engine import bundle
 from fedkd.engine.bundle import run_on_flower, with_absolute_paths, write_app
 from fedkd.errors import RunError, UserError
+from fedkd.strategy.registry import complete
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL: Mapping[str, Any] = {
@@ -111,7 +112,7 @@ def test_flower_gives_the_bits_of_our_own_engine_and_the_exception_of_the_client
         assert "own_method.py" in said
     assert "client-0, client-1:" in str(caught.value)
     again = config.load(tmp_path / "run" / "experiment.toml")
-    assert again == experiment.changed(**{"engine.name": "flower"})
+    assert again == complete(experiment.changed(**{"engine.name": "flower"}))
     assert read_lines(tmp_path / "run" / "rounds.jsonl") == [record.to_json() for record in theirs]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         *("experiment.toml", "flower.log", "manifest.json", "rounds.jsonl", "run-id", "states")
