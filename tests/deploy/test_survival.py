@@ -4,7 +4,10 @@
 change from kill to kill, and prints how long each took.
 """
 
+import json
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +19,6 @@ import pytest
 from flwr.app import Message
 
 from fedkd.app import loop
-from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment, parse
 from fedkd.engine.local import LocalGrid
 from tests.app.nodes import SMALL
@@ -26,12 +28,10 @@ from tests.deploy.processes import kill_machine, of_machine, wait_until
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
-KILLS = range(int(os.environ.get("FEDKD_KILLS", "1")))
-ROUNDS, MANY = 5, 10
-EPOCHS = {"strategies.fedmd.transfer_epochs": 300, "strategies.fedmd.revisit_epochs": 300}  # some seconds a round
-CHANGES: Mapping[str, Any] = {"rounds": ROUNDS, "engine.evaluate_every": 0, **EPOCHS}
-EXPERIMENT = parse(SMALL, CHANGES, "test")
-POINTS = ("begun", "computing", "one state", "all states", "record")
+KILLS = int(os.environ.get("FEDKD_KILLS", "2"))
+EPOCHS = {"strategies.fedmd.transfer_epochs": 200, "strategies.fedmd.revisit_epochs": 200}
+EXPERIMENT = parse(SMALL, {"rounds": KILLS + 2, "engine.evaluate_every": 0, **EPOCHS}, "test")
+POINTS = ("begun", "one state", "computing", "all states", "record")
 """When to kill in a round: a client half has started, is a second old, one client or all have written their new state,
 the round's record is written."""
 
@@ -59,16 +59,20 @@ class Killing:
         self.here, self.folder, self.server_out = here, folder, folder / "server"
         self._commands: list[Started] = []
 
-    def begin(self, *options: str) -> Started:
+    def begin(self, *options: str) -> None:
         """Let the operator start the run, or start it again."""
         out = self.folder / f"out-{len(self._commands)}"
         self._commands.append(self.here.begin(out, "--server-out", str(self.server_out), *options))
-        return self._commands[-1]
 
     def done(self) -> int:
         """Return the number of rounds that the server has written down."""
+        return len(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the records of the rounds so far, without a line that is being written."""
         file = self.server_out / "rounds.jsonl"
-        return file.read_bytes().count(b"\n") if file.exists() else 0
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+        return [json.loads(line) for line in lines]
 
     def states(self, round_: int) -> list[Path]:
         """Return the states that clients have written in a round of this run."""
@@ -92,11 +96,38 @@ class Killing:
     def _of(self, victims: list[str], round_: int) -> list[Path]:
         return [path for path in self.states(round_) if path.name.partition(".")[0] in victims]
 
-    def ended(self) -> list[dict[str, Any]]:
-        """Wait until the last command has ended; return the records of the rounds if the run has completed."""
+    def went_on_after(self) -> int:
+        """Wait until the last server says after which round it goes on; 0 if it begins again."""
+        log = self.folder / f"out-{len(self._commands) - 1}" / "flower.log"
+        said = re.compile(r"going on after round (\d+)|takes part: ")
+        wait_until(lambda: self.alive() and said.search(text_of(log)), f"a server that goes on: {log}")
+        found = said.search(text_of(log))
+        return int(found.group(1) or 0) if found else 0
+
+    def interrupt(self) -> int:
+        """Let the operator press Ctrl-C; return how the command ends."""
+        self._commands[-1].process.send_signal(signal.SIGINT)
+        return self._commands[-1].process.wait(120)
+
+    def alive(self) -> bool:
+        """Expect of the last command that it has not ended with a mistake."""
         last = self._commands[-1]
+        assert last.process.poll() in (None, 0), last.said
+        return True
+
+    def ended(self) -> list[dict[str, Any]]:
+        """Wait until all commands have ended, the last one alone well; return the records of the rounds."""
+        *killed, last = self._commands
         assert last.process.wait(900) == 0, last.said
-        return read_lines(self.server_out / "rounds.jsonl")
+        for command in killed:
+            assert command.process.wait(300) == 1, command.said
+            assert not re.search("^digest", command.said, re.MULTILINE)
+        assert f"digest  {self.rows()[-1]['digest']}" in last.said
+        return self.rows()
+
+
+def text_of(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def as_simulated(rows: list[dict[str, Any]]) -> None:
@@ -124,67 +155,50 @@ def here(tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_node_that_is_killed_costs_its_round_and_comes_back_with_its_state(
-    here: Federation, kill: int, tmp_path: Path
-) -> None:
-    victim, point, round_ = here.clients[kill % 3], POINTS[kill % 3], 2 + kill % 2
+def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here: Federation, tmp_path: Path) -> None:
     killing = Killing(here, tmp_path)
-    with timed(f"node {kill}: {victim}, round {round_}, {point}"):
-        killing.begin("--set", f"rounds={MANY}")  # the node is away for a minute, and a round takes some seconds
-        killing.wait_for(round_, point, [victim])
-        assert kill_machine(here.folder / victim) > 1  # its client half too
-        here.start_until_let_in(victim)
-        rows = killing.ended()
+    killing.begin("--set", "rounds=1000")
+    for kill in range(KILLS):
+        victim, point = here.clients[kill % len(here.clients)], POINTS[kill % 3]
+        round_ = killing.done() + 2
+        with timed(f"node, kill {kill + 1}: {victim}, round {round_}, {point}"):
+            killing.wait_for(round_, point, [victim])
+            assert kill_machine(here.folder / victim) > 1  # its client half too
+            here.start_until_let_in(victim)
+            wait_until(lambda: killing.alive() and killing.done() >= round_, f"round {round_} is closed")  # noqa: B023
+            back = lambda: any(victim in row["participants"] for row in killing.rows()[round_:])  # noqa: B023, E731
+            wait_until(lambda: killing.alive() and back(), f"{victim} takes part again")  # noqa: B023
+        row = killing.rows()[round_ - 1]
+        sys.stdout.write(f"  round {round_}: {row['seconds']:.0f} s, failed: {row['failed']}\n")
+        assert victim in row["failed"] or point == "one state"  # its reply may have been on its way
+        assert set(row["participants"]) | set(row["failed"]) == set(here.clients)
+        assert len(row["participants"]) >= 2, row
+    assert killing.interrupt() == 130
 
-    assert [row["round"] for row in rows] == list(range(1, MANY + 1))
-    failed = [row["round"] for row in rows if victim in row["failed"]]
-    assert round_ in failed or point == "one state"  # its reply may have been on its way
-    assert len(rows[round_ - 1]["participants"]) >= 2, rows
-    assert victim in rows[-1]["participants"], rows
+    rows = killing.rows()
     assert not any("afresh" in row for row in rows)
     as_simulated(rows)
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_server_half_that_is_killed_is_gone_on_with(here: Federation, kill: int, tmp_path: Path) -> None:
-    point, round_ = POINTS[kill % len(POINTS)], 1 + kill % (ROUNDS - 1)
+@pytest.mark.parametrize("program", ["flwr-serverapp", ""], ids=["server half", "SuperLink"])
+def test_a_server_that_is_killed_over_and_over_is_gone_on_with(here: Federation, program: str, tmp_path: Path) -> None:
+    """The server's half alone, or all that runs on the SuperLink's machine, as systemd does."""
     killing = Killing(here, tmp_path)
-    with timed(f"server half {kill}: round {round_}, {point}"):
-        first = killing.begin()
-        killing.wait_for(round_, point, here.clients)
-        assert kill_machine(here.folder / "superlink", "flwr-serverapp")
-        gone_on_with(killing, first, kill)
-
-
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_superlink_that_is_killed_is_gone_on_with(here: Federation, kill: int, tmp_path: Path) -> None:
-    point, round_ = POINTS[kill % len(POINTS)], 1 + kill % (ROUNDS - 1)
-    killing = Killing(here, tmp_path)
-    with timed(f"SuperLink {kill}: round {round_}, {point}"):
-        first = killing.begin()
-        killing.wait_for(round_, point, here.clients)
-        assert kill_machine(here.folder / "superlink") > 2  # its server half too, as systemd does
-        here.script("superlink/start.sh").wait_for(LISTENS)
-        gone_on_with(killing, first, kill)
-
-
-def gone_on_with(killing: Killing, first: Started, kill: int) -> None:
-    """Start a run again that was killed, at once or when its first command has ended; expect its one and right end."""
-    done = killing.done()
-    if kill % 2:
-        assert first.process.wait(300) == 1, first.said
-    again = killing.begin()
+    killing.begin()
+    for kill in range(KILLS):
+        round_, point = kill + 1, POINTS[kill % len(POINTS)]
+        with timed(f"{program or 'SuperLink'}, kill {kill + 1}: round {round_}, {point}"):
+            killing.wait_for(round_, point, here.clients)
+            assert kill_machine(here.folder / "superlink", program)
+            done = killing.done()
+            if not program:
+                here.script("superlink/start.sh").wait_for(LISTENS)
+            killing.begin()
+            went_on = killing.went_on_after()
+        sys.stdout.write(f"  {done} rounds were done, it went on after {went_on}\n")
+        assert went_on in (done, done - 1), "a round more than one is done again"
     rows = killing.ended()
 
-    assert first.process.wait(300) == 1, first.said
-    assert "the run failed" in first.said
-    begun_at = int((again_log(killing).rpartition("going on after round ")[2] or "0").partition(":")[0])
-    assert begun_at >= done - 1, "a round more than the one that was going on was done again"
-    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+    assert [row["round"] for row in rows] == list(range(1, KILLS + 3))
     as_simulated(rows)
-    assert f"digest  {rows[-1]['digest']}" in again.said
-
-
-def again_log(killing: Killing) -> str:
-    return (killing.folder / "out-1" / "flower.log").read_text(encoding="utf-8", errors="replace")
+    assert not any(row["failed"] for row in rows), "the end is that of a run which nobody has killed"
