@@ -14,6 +14,8 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.flower_internals import is_server_error
+
 LOG = logging.getLogger("fedkd")
 THERE = "query.there"
 """Type of the small question; its answer is empty."""
@@ -43,7 +45,7 @@ class Punctual(Grid):
         start, doubted = monotonic(), False
         while asked:
             lost: list[str] = []
-            for reply in self._grid.pull_messages([*self._unanswered, *self._doubted, *asked]):
+            for reply in self._pull([*self._unanswered, *self._doubted, *asked]):
                 name = reply.metadata.reply_to_message_id
                 if name in self._doubted:
                     lost.append(self._doubted.pop(name))
@@ -65,6 +67,16 @@ class Punctual(Grid):
         """Send messages; return them by Flower's names, without those that it did not take."""
         sent = list(messages)
         return {name: message for name, message in zip(self._grid.push_messages(sent), sent, strict=False) if name}
+
+    def _pull(self, names: list[str]) -> Iterable[Message]:
+        """Return the replies that are there; none if the SuperLink has failed, which is no reason to end a run."""
+        try:
+            return self._grid.pull_messages(names)
+        except Exception as error:
+            if not is_server_error(error):
+                raise
+            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", error)
+            return []
 
     def _doubt(self, asked: Mapping[str, Message]) -> None:
         """Ask the nodes that are silent whether they are there."""

@@ -215,6 +215,30 @@ def test_what_flower_says_in_a_nodes_stead_is_that_nodes() -> None:
     assert replies[1].error.reason == "Error: Node Unavailable"
 
 
+class Refused(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = type("Response", (), {"status_code": status})()
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_superlink_that_fails_once_is_asked_again(status: int) -> None:
+    class Locked(Slow):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            found = super().pull_messages(message_ids)
+            if len(self.asked) == 1:
+                raise Refused(status)
+            return found
+
+    replies = Punctual(Locked(Echo(), {1: 1})).send_and_receive(to(1), timeout=5)
+
+    if status == 500:
+        assert senders(replies) == [1]
+    else:
+        with pytest.raises(Refused):
+            list(replies)
+
+
 def test_everything_else_is_flowers() -> None:
     slow = Slow(Echo(), {})
     grid = Punctual(slow)

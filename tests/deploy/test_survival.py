@@ -8,10 +8,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ EXPERIMENT = parse(SMALL, {"rounds": KILLS + 2, "engine.evaluate_every": 0, **EP
 POINTS = ("begun", "one state", "computing", "all states", "record")
 """When to kill in a round: a client half has started, is a second old, one client or all have written their new state,
 the round's record is written."""
+
+LOSS = "Failed to send message"
+"""What a SuperNode says when it drops a reply."""
 
 
 class Silent(LocalGrid):
@@ -152,7 +156,11 @@ def here(tmp_path_factory):
     with warm_programs() as programs, federation(tmp_path_factory.mktemp("survival"), EXPERIMENT) as running:
         running.programs = programs
         running.start_nodes()
-        yield running
+        try:
+            yield running
+        finally:
+            for machine in [*running.clients, "superlink"]:
+                kill_machine(running.folder / machine)  # a client half outlives a SuperNode that is told to stop
 
 
 def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here: Federation, tmp_path: Path) -> None:
@@ -202,3 +210,27 @@ def test_a_server_that_is_killed_over_and_over_is_gone_on_with(here: Federation,
     assert [row["round"] for row in rows] == list(range(1, KILLS + 3))
     as_simulated(rows)
     assert not any(row["failed"] for row in rows), "the end is that of a run which nobody has killed"
+
+
+def test_a_reply_that_flower_loses_is_asked_for_again(here: Federation, tmp_path: Path) -> None:
+    """As on a busy machine: the SuperLink's database is locked for longer than it waits, and a SuperNode gives up."""
+    killing = Killing(here, tmp_path)
+    before = {key: node.said.count(LOSS) for key, node in here.nodes.items()}
+    killing.begin("--set", "rounds=3")
+    killing.wait_for(2, "one state", here.clients)
+    with closing(sqlite3.connect(here.folder / "superlink" / "superlink.sqlite", isolation_level=None)) as database:
+        wait_until(lambda: begins(database), "the database is ours")
+        wait_until(lambda: any(node.said.count(LOSS) > before[key] for key, node in here.nodes.items()), LOSS)
+        database.execute("ROLLBACK")
+    rows = killing.ended()
+
+    assert "it is sent again" in text_of(tmp_path / "out-0" / "flower.log")
+    assert [row["failed"] for row in rows] == [{}, {}, {}]
+    as_simulated(rows)
+
+
+def begins(database: sqlite3.Connection) -> bool:
+    """Lock a database for writing, if nobody else has."""
+    with suppress(sqlite3.OperationalError):
+        database.execute("BEGIN IMMEDIATE")
+    return database.in_transaction
