@@ -97,6 +97,12 @@ class Killing:
             wait_until(lambda: any(of_machine(m, "flwr-clientapp") for m in machines), f"round {round_} has begun")
             time.sleep(1.0 if point == "computing" else 0.0)
 
+    def wait_for_return(self, victim: str, round_: int) -> None:
+        """Wait until a client has taken part in a round after this one."""
+        wait_until(lambda: self.alive() and self.done() >= round_, f"round {round_} is closed")
+        later = f"{victim} takes part after round {round_}"
+        wait_until(lambda: self.alive() and any(victim in row["participants"] for row in self.rows()[round_:]), later)
+
     def _of(self, victims: list[str], round_: int) -> list[Path]:
         return [path for path in self.states(round_) if path.name.partition(".")[0] in victims]
 
@@ -173,9 +179,7 @@ def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here:
             killing.wait_for(round_, point, [victim])
             assert kill_machine(here.folder / victim) > 1  # its client half too
             here.start_until_let_in(victim)
-            wait_until(lambda: killing.alive() and killing.done() >= round_, f"round {round_} is closed")  # noqa: B023
-            back = lambda: any(victim in row["participants"] for row in killing.rows()[round_:])  # noqa: B023, E731
-            wait_until(lambda: killing.alive() and back(), f"{victim} takes part again")  # noqa: B023
+            killing.wait_for_return(victim, round_)
         row = killing.rows()[round_ - 1]
         sys.stdout.write(f"  round {round_}: {row['seconds']:.0f} s, failed: {row['failed']}\n")
         assert victim in row["failed"] or point == "one state"  # its reply may have been on its way
