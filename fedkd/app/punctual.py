@@ -75,7 +75,8 @@ class Punctual(Grid):
         except Exception as error:
             if not is_server_error(error):
                 raise
-            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", error)
+            problem = str(error).partition("\n")[0]
+            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", problem)
             return []
 
     def _doubt(self, asked: Mapping[str, Message]) -> None:
