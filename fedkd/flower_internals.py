@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
 
+_SERVER_ERROR = 500
+
 
 def ensure_task_identity(run_id: int = 0, node_id: int = 0) -> None:
     """Give this process a task identity, without which Flower refuses to create a ``Message``.
@@ -32,3 +34,9 @@ def with_content(message: "Message", content: "RecordDict") -> "Message":
     from flwr.app import Message
 
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def is_server_error(error: Exception) -> bool:
+    """Whether the SuperLink has answered that it failed itself (HTTP 500 and above), as when its database is locked."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return isinstance(status, int) and status >= _SERVER_ERROR

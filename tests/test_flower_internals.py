@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd.flower_internals import ensure_task_identity
+from fedkd.flower_internals import ensure_task_identity, is_server_error
 
 
 @pytest.fixture
@@ -31,3 +32,12 @@ def test_leaves_a_given_identity_alone() -> None:
     ensure_task_identity(run_id=7, node_id=8)
     ensure_task_identity(run_id=9, node_id=9)
     assert (TaskIdentity.run_id, TaskIdentity.node_id) == (5, 8)
+
+
+@pytest.mark.parametrize(("status", "failed"), [(500, True), (503, True), (401, False), (413, False)])
+def test_a_superlink_that_failed_itself_is_told_from_one_that_refuses(status: int, failed: bool) -> None:
+    answer = httpx.Response(status, request=httpx.Request("POST", "https://127.0.0.1"))
+    with pytest.raises(httpx.HTTPStatusError) as raised:
+        answer.raise_for_status()
+    assert is_server_error(raised.value) == failed
+    assert not is_server_error(ValueError("500"))

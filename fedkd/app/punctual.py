@@ -1,15 +1,26 @@
-"""Flower's grid, with an eye on what comes too late: a round closes on time, and its late replies are seen and refused.
+"""Flower's grid, with an eye on what comes too late, or never: a round closes on time, its late replies are seen.
 
-Flower's own ``send_and_receive`` forgets what it has asked when its time is out, so that nobody would ever know.
+Flower's own ``send_and_receive`` forgets what it has asked when its time is out, so that nobody would ever know. And
+Flower loses a message now and then, and tells nobody: a SuperNode that cannot fetch a message, or send its reply, drops
+it and goes on. But it answers one message at a time, in the order in which they were sent. So a node that is silent for
+long gets a small question; whoever answers that, and not what was asked before, has lost it, and is asked once more.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic, sleep
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.flower_internals import is_server_error
+
+LOG = logging.getLogger("fedkd")
+THERE = "query.there"
+"""Type of the small question; its answer is empty."""
+_DOUBT_SECONDS = 120.0
+"""Of silence, before a node is doubted. Of a node, or client half, that has died Flower tells after about 70."""
 _POLL_SECONDS = 0.25
 _MOST = 10_000
 """Unanswered messages that are remembered: the newest."""
@@ -26,21 +37,72 @@ class Punctual(Grid):
         """Begin with nothing unanswered."""
         self._grid = grid
         self._unanswered: dict[str, None] = {}
+        self._doubted: dict[str, str] = {}  # by name of the small question, which message it is about
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages, and yield what is answered in time; and what was asked before and is answered only now."""
-        asked = dict.fromkeys(name for name in self._grid.push_messages(messages) if name)
-        deadline = monotonic() + (float("inf") if timeout is None else timeout)
+        asked = self._push(messages)
+        start, doubted = monotonic(), False
         while asked:
-            for reply in self._grid.pull_messages([*self._unanswered, *asked]):
+            lost: list[str] = []
+            for reply in self._pull([*self._unanswered, *self._doubted, *asked]):
                 name = reply.metadata.reply_to_message_id
+                if name in self._doubted:
+                    lost.append(self._doubted.pop(name))
+                    continue
                 self._unanswered.pop(name, None)
-                asked.pop(name, None)
-                yield reply
-            if not asked or monotonic() > deadline:
+                message = asked.pop(name, None)
+                yield reply if message is None else _of_its_node(reply, message)
+            waited = monotonic() - start
+            if not asked or (timeout is not None and waited > timeout):
                 break
+            asked |= self._again([name for name in lost if name in asked], asked)
+            if waited > _DOUBT_SECONDS and not doubted:
+                doubted = True
+                self._doubt(asked)
             sleep(_POLL_SECONDS)
         self._unanswered = dict.fromkeys([*self._unanswered, *asked][-_MOST:])
+
+    def _push(self, messages: Iterable[Message]) -> dict[str, Message]:
+        """Send messages; return them by Flower's names, without those that it did not take."""
+        sent = list(messages)
+        return {name: message for name, message in zip(self._grid.push_messages(sent), sent, strict=False) if name}
+
+    def _pull(self, names: list[str]) -> Iterable[Message]:
+        """Return the replies that are there; none if the SuperLink has failed, which is no reason to end a run."""
+        try:
+            return self._grid.pull_messages(names)
+        except Exception as error:
+            if not is_server_error(error):
+                raise
+            problem = str(error).partition("\n")[0]
+            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", problem)
+            return []
+
+    def _doubt(self, asked: Mapping[str, Message]) -> None:
+        """Ask the nodes that are silent whether they are there."""
+        for name, message in asked.items():
+            question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=THERE)
+            self._doubted |= dict.fromkeys(self._push([question]), name)
+
+    def _again(self, lost: Iterable[str], asked: dict[str, Message]) -> dict[str, Message]:
+        """Send once more what was lost; a reply to the first one would be late."""
+        again = []
+        for name in lost:
+            self._unanswered[name] = None
+            message = asked.pop(name)
+            about = message.metadata
+            what = about.group_id, about.message_type, about.dst_node_id
+            LOG.warning("round %s: %s was lost on its way to node %d or back; it is sent again", *what)
+            again.append(
+                Message(
+                    message.content,
+                    dst_node_id=about.dst_node_id,
+                    message_type=about.message_type,
+                    group_id=about.group_id,
+                )
+            )
+        return self._push(again) if again else {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
@@ -68,3 +130,10 @@ class Punctual(Grid):
     def run(self) -> Any:  # noqa: ANN401
         """Flower's run information."""
         return self._grid.run
+
+
+def _of_its_node(reply: Message, message: Message) -> Message:
+    """Return a reply; if Flower has answered in a node's stead, with the reason why, as that of the node."""
+    if reply.metadata.src_node_id == message.metadata.dst_node_id or not reply.has_error():
+        return reply
+    return Message(reply.error, reply_to=message)

@@ -15,6 +15,7 @@ from flwr.serverapp import ServerApp
 from fedkd import simulate
 from fedkd.app import flower
 from fedkd.app.flower import experiment_of, make_client_app, make_server_app
+from fedkd.app.punctual import THERE
 from fedkd.app.run_folder import read_lines, read_models
 from fedkd.app.wire import pack
 from fedkd.config import Experiment
@@ -144,6 +145,15 @@ def test_a_node_of_no_simulation_is_told_what_it_lacks(number: object, tmp_path:
     [reply] = nodes.send_and_receive([Message(pack({"run": "0" * 32}), dst_node_id=1, message_type="query.hello")])
 
     assert reply.error.reason.startswith("node config: expected partition-id, from 0 to 2, as a simulation gives it")
+
+
+def test_the_small_question_needs_neither_data_nor_a_run() -> None:
+    nodes = Nodes(EXPERIMENT, {})
+
+    [reply] = nodes.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type=THERE)])
+
+    assert not reply.has_error()
+    assert not reply.content
 
 
 # --- the run configuration

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.app import punctual
-from fedkd.app.punctual import Punctual
+from fedkd.app.punctual import THERE, Punctual
 from fedkd.app.refusals import LATE
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -106,6 +106,137 @@ def test_only_the_newest_unanswered_messages_are_remembered(monkeypatch: pytest.
     for _ in range(4):
         assert senders(grid.send_and_receive(to(1), timeout=0)) == []
     assert slow.asked[-1] == ["m2", "m3", "m4"]
+
+
+class Queues(Slow):
+    """Nodes that work as SuperNodes do: one message at a time, in order; some messages are lost without a word."""
+
+    def __init__(self, lost: set[str], seconds: int = 1) -> None:
+        super().__init__(Echo(), {})
+        self.lost, self.seconds = lost, seconds
+        self.sent: list[tuple[str, int, str]] = []
+        self.queues: dict[int, list[tuple[str, Message, int]]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        names = []
+        for message in messages:
+            names.append(f"m{len(self.sent) + 1}")
+            message.metadata.__dict__["_message_id"] = names[-1]
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            self.sent.append((names[-1], node, kind))
+            seconds = 1 if kind == THERE else self.seconds
+            self.queues.setdefault(node, []).append((names[-1], message, seconds))
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        names, found = set(message_ids), []
+        for queue in self.queues.values():
+            name, message, seconds = queue.pop(0) if queue else ("", None, 0)
+            if message is not None and seconds > 1:
+                queue.insert(0, (name, message, seconds - 1))
+            elif message is not None and name not in self.lost:
+                assert name in names, "an answer that nobody would ever fetch"
+                found.append(Message(message.content, reply_to=message))
+        return found
+
+
+@pytest.fixture
+def _doubting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(punctual, "_DOUBT_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_what_is_lost_is_sent_once_more(caplog: pytest.LogCaptureFixture) -> None:
+    nodes = Queues({"m2"})
+    content = RecordDict({"it": ConfigRecord({"round": 7})})
+    asked = [*to(1), Message(content, dst_node_id=2, message_type="train", group_id="7"), *to(3)]
+
+    replies = list(Punctual(nodes).send_and_receive(asked, timeout=20))
+
+    assert senders(replies) == [1, 3, 2]
+    assert nodes.sent[3:] == [("m4", 2, THERE), ("m5", 2, "train")]
+    assert replies[2].metadata.reply_to_message_id == "m5"
+    assert replies[2].content["it"] == content["it"]
+    assert "round 7: train was lost on its way to node 2 or back; it is sent again" in caplog.text
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_a_node_that_is_still_at_it_gets_the_small_question_and_nothing_twice() -> None:
+    nodes = Queues(set(), seconds=30)
+    grid = Punctual(nodes)
+
+    assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2]
+    assert [kind for _, _, kind in nodes.sent] == ["train", "train", THERE, THERE]
+    nodes.seconds = 1
+    assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2], "answers to small questions are no replies"
+    assert not any(nodes.queues.values())
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_what_is_lost_again_is_not_sent_a_third_time() -> None:
+    nodes = Queues({"m1", "m3"})
+
+    assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
+    assert [kind for _, _, kind in nodes.sent] == ["train", THERE, "train"]
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_a_lost_question_changes_nothing() -> None:
+    nodes = Queues({"m1", "m2"})
+
+    assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
+    assert [kind for _, _, kind in nodes.sent] == ["train", THERE]
+
+
+def test_nobody_is_doubted_before_flower_itself_would_tell_of_a_dead_node() -> None:
+    nodes = Queues({"m1"})
+
+    assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.2)) == []
+    assert [kind for _, _, kind in nodes.sent] == ["train"]
+    assert punctual._DOUBT_SECONDS > 70
+
+
+def test_what_flower_says_in_a_nodes_stead_is_that_nodes() -> None:
+    class Gone(Queues):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            gone = Message(Error(code=5, reason="Error: Node Unavailable"), reply_to=self.asked_of_2)
+            gone.metadata.__dict__["_src_node_id"] = 1  # Flower's own
+            return [gone if reply.metadata.src_node_id == 2 else reply for reply in replies]
+
+        asked_of_2: Message
+
+    nodes, asked = Gone(set()), to(3, 2)
+    nodes.asked_of_2 = asked[1]
+
+    replies = list(Punctual(nodes).send_and_receive(asked, timeout=5))
+
+    assert senders(replies) == [3, 2]
+    assert replies[1].error.reason == "Error: Node Unavailable"
+
+
+class Refused(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = type("Response", (), {"status_code": status})()
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_superlink_that_fails_once_is_asked_again(status: int) -> None:
+    class Locked(Slow):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            found = super().pull_messages(message_ids)
+            if len(self.asked) == 1:
+                raise Refused(status)
+            return found
+
+    replies = Punctual(Locked(Echo(), {1: 1})).send_and_receive(to(1), timeout=5)
+
+    if status == 500:
+        assert senders(replies) == [1]
+    else:
+        with pytest.raises(Refused):
+            list(replies)
 
 
 def test_everything_else_is_flowers() -> None:

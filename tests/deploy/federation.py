@@ -1,11 +1,13 @@
 """A federation of real processes: a SuperLink and nodes with samples of their own, by TLS and keys."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,12 +60,27 @@ class Federation(Deployment):
 
     def run(self, out: Path, *options: str, folder: Path | None = None) -> Started:
         """Let the operator run the experiment, from a folder; return the command when it has ended."""
+        started = self.begin(out, *options, folder=folder)
+        started.process.wait(900)
+        return started
+
+    def begin(self, out: Path, *options: str, folder: Path | None = None) -> Started:
+        """Let the operator run the experiment, and do not wait."""
         certificates = ["--root-certificates", str(self.folder / "operator" / "ca.crt")]
         where = ["--superlink", self.address, *certificates, "--out", str(out)]
         command = [sys.executable, "-m", "fedkd", "deploy", "run", str(self.files / "experiment.toml"), *where]
-        started = self.start([*command, *options], machine="operator", folder=folder, no_proxy="*")
-        started.process.wait(900)
-        return started
+        return self.start([*command, *options], machine="operator", folder=folder, no_proxy="*")
+
+    def start_until_let_in(self, key: str) -> None:
+        """Start a node that was killed, again and again: Flower refuses it while the dead one counts as online."""
+        deadline = time.monotonic() + 300
+        while True:
+            self.nodes[key] = node = self.script(f"{key}/start.sh")
+            with contextlib.suppress(AssertionError):
+                node.wait_for("SuperNode ID: ")
+                return
+            assert "[code: 2004]" in node.said, node.said
+            assert time.monotonic() < deadline, node.said
 
 
 @contextmanager

@@ -5,6 +5,7 @@ imports torch. :func:`program` writes one of the same name that asks the process
 with its own arguments, environment, folder, output and network namespace. Linux only.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +71,7 @@ def _become(caller, main) -> int:
     length, (out, err, space), *_ = socket.recv_fds(caller, 4, 3)
     argv, environment, folder = json.loads(caller.makefile("rb").read(int.from_bytes(length, "big")))
     assert ctypes.CDLL(None).setns(space, 0) == 0 or os.geteuid() != 0
+    threading.Thread(target=_die_with, args=(caller,), daemon=True).start()
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.environ.clear()
@@ -87,6 +90,13 @@ def _become(caller, main) -> int:
     sys.stderr.flush()
     caller.sendall(str(code).encode())
     return code
+
+
+def _die_with(caller) -> None:
+    """End when the program that has called is killed: it is the one that others see."""
+    with contextlib.suppress(OSError):
+        caller.recv(1)  # it says no more
+    os._exit(1)
 
 
 if __name__ == "__main__":
