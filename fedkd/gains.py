@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from fedkd.app.loop import OnRound
 from fedkd.config import Experiment
 from fedkd.engine.result import Result
@@ -128,6 +126,8 @@ def over_seeds(runs: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _half_width(values: Sequence[float]) -> float | None:
     """Half the width of the interval of a mean, ``t * s / sqrt(n)``."""
+    from scipy.stats import t as student_t  # takes a second, and the report of one run needs none of it
+
     count = len(values)
     if count == 1:
         return None

@@ -319,11 +319,14 @@ def _check_models(strategy: Strategy, experiment: Experiment, federation: Federa
     for held in kinds.values():
         client = ClientCard(held.key, held.architecture, held.view, len(held.train), teacher_view)
         for name, model in _on_views(strategy, client).items():
-            spec = federation.model_spec(model.architecture, model.view)
-            named = name in type(strategy.settings).model_fields  # such as strategies.fml.meme
-            key = f"strategies.{experiment.strategy}.{name}" if named else "federation.architectures"
+            if name in type(strategy.settings).model_fields:  # such as strategies.fml.meme
+                key = f"strategies.{experiment.strategy}.{name}"
+            elif model.architecture == held.architecture:
+                key = "federation.architectures"
+            else:
+                key = f"strategy {experiment.strategy!r}"
             try:
-                skeleton(spec)
+                skeleton(federation.model_spec(model.architecture, model.view))
             except UserError as error:
                 raise UserError(f"{key}: view {model.view!r}: {error}") from error
 

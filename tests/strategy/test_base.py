@@ -286,6 +286,16 @@ def test_an_architecture_that_cannot_take_its_view_is_refused_by_the_setting_tha
         check_fits(Taught(Taught.Settings(**settings)), asked, build(asked))
 
 
+def test_a_strategys_own_architecture_that_no_setting_names_is_the_strategys() -> None:
+    class Fixed(Plain):
+        def client_models(self, client: ClientCard) -> Mapping[str, str | OnView]:
+            return {"student": client.architecture, "other": "vector"}
+
+    asked = EXPERIMENT.changed(strategy="fixed")
+    with pytest.raises(UserError, match=r"^strategy 'fixed': view 'image': model 'vector': expected vectors"):
+        check_fits(Fixed(), asked, build(asked))
+
+
 DOWN = MethodCard(title="T", authors="A", year=2020, down=SoftLabels)
 
 
