@@ -26,7 +26,7 @@ class Comparison:
     Attributes:
         runs: one flat record per strategy and seed: ``strategy``, ``seed``, ``digest``, ``clients_global.accuracy``,
             ...; a model that does not exist has no such keys.
-        gained: what each view gained in each run, as :func:`fedkd.gains.gains` has it, with ``strategy_name`` and
+        gained: what each view gained in each run, as :func:`fedkd.gains.gains` has it, with ``strategy`` and
             ``seed``; none unless the experiment asks for the clients alone.
     """
 
@@ -86,15 +86,17 @@ def compare(
     for variant in variants:
         check(variant)
     claim(out)
-    runs, gained = [], []
+    runs: list[dict[str, Any]] = []
+    gained: list[dict[str, Any]] = []
     for variant in variants:
         folder = out / variant.strategy.replace(":", ".") / f"seed-{variant.seed}"
         result = simulate(variant, out=folder, on_round=on_round)
         runs.append(flatten(result.summary))
-        if variant.alone and variant.strategy != BASELINE and result.clients:
-            run = {"strategy_name": variant.strategy, "seed": variant.seed}
-            gained += [{**run, **row} for row in measure(variant, result, folder)]
         _write(out, Comparison(runs, gained))  # after every run: one that fails must not cost the others
+        if variant.alone and variant.strategy != BASELINE and result.clients:
+            run = {"strategy": variant.strategy, "seed": variant.seed}
+            gained += [{**run, **row} for row in measure(variant, result, folder, on_round)]
+            _write(out, Comparison(runs, gained))
     return Comparison(runs, gained)
 
 
@@ -108,7 +110,7 @@ def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(strategy: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"strategy": strategy, "seeds": len(runs)}
-    for key in runs[0]:
+    for key in dict.fromkeys(key for run in runs for key in run):
         values = [run[key] for run in runs if run.get(key) is not None]
         if key not in NOT_COMPARED and values:
             row[f"{key}.mean"] = mean(values)

@@ -20,7 +20,7 @@ ALONE = "alone"
 """Name of the run folder of the clients alone, inside that of the run."""
 BASELINE = "local"
 CONFIDENCE = 0.95
-MEASURED = ("clients", "missing", "alone", "strategy", "gain")
+MEASURED = ("clients", "missing", "alone", "together", "gain")
 """What is measured of a view, as :func:`gains` has it."""
 Row = Mapping[str, Any]
 
@@ -75,7 +75,7 @@ def gains(together: Sequence[Row], alone: Sequence[Row]) -> list[dict[str, Any]]
 
     Returns:
         A row for each view, in the order in which clients hold them, with ``view``, ``clients`` (their number),
-        ``missing`` (training samples that lack the view), ``alone`` and ``strategy`` (mean accuracy on the global test
+        ``missing`` (training samples that lack the view), ``alone`` and ``together`` (mean accuracy on the global test
         set, 0 to 1) and ``gain`` (the difference).
 
     Raises:
@@ -96,7 +96,7 @@ def gains(together: Sequence[Row], alone: Sequence[Row]) -> list[dict[str, Any]]
                 "clients": len(members),
                 "missing": missing,
                 "alone": without,
-                "strategy": with_,
+                "together": with_,
                 "gain": with_ - without,
             }
         )
@@ -107,24 +107,24 @@ def over_seeds(runs: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the mean gains over several seeds, with the interval that Student's t gives the mean.
 
     Args:
-        runs: rows of :func:`gains`, each with its ``strategy_name`` and ``seed``.
+        runs: rows of :func:`gains`, each with its ``strategy`` and ``seed``.
 
     Returns:
-        A row for each strategy and view, in the order given: ``strategy_name``, ``view``, ``seeds`` (their number),
-        ``clients``, ``missing``, ``alone``, ``strategy`` and ``gain`` (means), ``low`` and ``high`` (95 % interval of
+        A row for each strategy and view, in the order given: ``strategy``, ``view``, ``seeds`` (their number),
+        ``clients``, ``missing``, ``alone``, ``together`` and ``gain`` (means), ``low`` and ``high`` (95 % interval of
         the gain; None for one seed).
     """
     rows = []
-    for name, view in dict.fromkeys((run["strategy_name"], run["view"]) for run in runs):
-        members = [run for run in runs if (run["strategy_name"], run["view"]) == (name, view)]
+    for name, view in dict.fromkeys((run["strategy"], run["view"]) for run in runs):
+        members = [run for run in runs if (run["strategy"], run["view"]) == (name, view)]
         means = {key: mean(run[key] for run in members) for key in MEASURED}
-        half = _half_width([run["gain"] for run in members])
+        half = half_width([run["gain"] for run in members])
         low, high = (None, None) if half is None else (means["gain"] - half, means["gain"] + half)
-        rows.append({"strategy_name": name, "view": view, "seeds": len(members), **means, "low": low, "high": high})
+        rows.append({"strategy": name, "view": view, "seeds": len(members), **means, "low": low, "high": high})
     return rows
 
 
-def _half_width(values: Sequence[float]) -> float | None:
+def half_width(values: Sequence[float]) -> float | None:
     """Half the width of the interval of a mean, ``t * s / sqrt(n)``."""
     from scipy.stats import t as student_t  # takes a second, and the report of one run needs none of it
 

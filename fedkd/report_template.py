@@ -117,7 +117,7 @@ gradient steps, and with the strategy. Lacking: their training samples without t
 <tbody>
 {%- for row in gains %}
 <tr><th scope="row">{{ row.view }}</th><td>{{ row.clients }}</td><td>{{ row.missing }}</td>
-<td>{{ row.alone|percent }}</td><td>{{ row.strategy|percent }}</td><td>{{ row.gain|points }}</td></tr>
+<td>{{ row.alone|percent }}</td><td>{{ row.together|percent }}</td><td>{{ row.gain|points }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
 {%- endif %}

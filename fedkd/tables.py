@@ -40,7 +40,7 @@ def gains_table(strategy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("clients", "lacking", "alone", strategy, "gain"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        scores = [_number(row["alone"], 100, 1), _number(row["strategy"], 100, 1), f"{100 * row['gain']:+.1f}"]
+        scores = [_number(row["alone"], 100, 1), _number(row["together"], 100, 1), f"{100 * row['gain']:+.1f}"]
         table.add_row(row["view"], str(row["clients"]), str(row["missing"]), *scores)
     return table
 
@@ -68,10 +68,10 @@ def mean_gains_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("clients", "lacking", "alone", "together", "gain", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        scores = [_number(row["alone"], 100, 1), _number(row["strategy"], 100, 1), f"{100 * row['gain']:+.1f}"]
+        scores = [_number(row["alone"], 100, 1), _number(row["together"], 100, 1), f"{100 * row['gain']:+.1f}"]
         interval = "–" if row["low"] is None else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         counts = [f"{round(row[key], 1):g}" for key in ("clients", "missing")]
-        table.add_row(row["strategy_name"], row["view"], *counts, *scores, interval)
+        table.add_row(row["strategy"], row["view"], *counts, *scores, interval)
     return table
 
 

@@ -221,7 +221,7 @@ def gained(file: str, teacher: str, student: str, pairs: int, seed: int, clients
     (row,) = [row for row in gains.gains(together.clients, alone.clients) if row["view"] == student]
     data = config.load(HERE / file).data.name
     cell = {"data": data, "teacher": teacher, "student": student, "pairs": pairs, "seed": seed}
-    return [cell | {key: row[key] for key in ("alone", "strategy", "gain")}]
+    return [cell | {key: row[key] for key in ("alone", "together", "gain")}]
 
 
 def lessons(seeds: int, pairs: Sequence[int], clients: int) -> list[tuple[Any, ...]]:
@@ -256,7 +256,7 @@ def gains_table(rows: Sequence[Row]) -> list[Row]:
     found = []
     for members in reporting.grouped(rows, "data", "teacher", "student", "pairs"):
         cell = {key: members[0][key] for key in ("data", "teacher", "student", "pairs")}
-        for name, key in (("alone %", "alone"), ("taught %", "strategy")):
+        for name, key in (("alone %", "alone"), ("taught %", "together")):
             cell[name] = reporting.spread([100 * row[key] for row in members], 1)
         found.append(cell | {"gain": reporting.interval([100 * row["gain"] for row in members], 1)})
     return found

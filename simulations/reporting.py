@@ -3,16 +3,14 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from math import sqrt
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student_t
+from fedkd.gains import half_width
 
 Row = dict[str, Any]
-CONFIDENCE = 0.95
 
 
 def in_processes(work: Callable[..., list[Row]], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[list[Row]]:
@@ -46,8 +44,7 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return a mean and the 95 % interval that Student's t gives it; the mean alone, three times, for one value."""
-    middle, sd = mean_sd(values)
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, max(1, len(values) - 1))) * sd / sqrt(len(values))
+    middle, half = fmean(values), half_width(values) or 0.0
     return middle, middle - half, middle + half
 
 

@@ -50,21 +50,21 @@ class FedCQKD(Strategy):
 
     def check_clients(self, clients: Sequence[ClientCard]) -> None:
         """Refuse a teachers' view that nobody holds."""
-        if self.settings.teachers is not None and not any(self.is_teacher(client) for client in clients):
+        if self.settings.teachers is not None and not any(map(self.teaches, clients)):
             held = {view for client in clients for view in (client.view, *client.views)}
             raise unknown("view", self.settings.teachers, held, where="strategies.fedcqkd.teachers")
 
-    def is_teacher(self, client: ClientCard) -> bool:
-        """Whether a client holds the view of those who teach only."""
-        return self.settings.teachers in {client.view, *client.views}
+    def teaches(self, client: ClientCard) -> bool:
+        """Whether a client teaches: it holds the teachers' view, or all teach."""
+        return self.settings.teachers in {None, client.view, *client.views}
 
     # -- client half
 
     def client_round(self, client: Client, received: SoftLabels | None) -> SoftLabels | None:
         """Learn from the teachers, then from the labels; who teaches predicts the public subset, calibrated."""
-        only_teaches = self.is_teacher(client.card)
-        teaches = only_teaches or self.settings.teachers is None
-        if received is not None and not only_teaches:
+        teaches = self.teaches(client.card)
+        learns = not teaches or self.settings.teachers is None
+        if received is not None and learns:
             client.fit(client.public(received), self.loss, epochs=self.settings.distil_epochs)
         seen, unseen = client.held_out(self.settings.calibration_share if teaches else 0.0)
         client.fit(seen, losses.cross_entropy)
@@ -89,5 +89,5 @@ class FedCQKD(Strategy):
 
     def ensemble(self, logits: Tensor, clients: Sequence[ClientCard]) -> Tensor | None:
         """Average the probabilities of those who teach, as they are before calibration."""
-        teach = [k for k, client in enumerate(clients) if self.settings.teachers is None or self.is_teacher(client)]
+        teach = [k for k, client in enumerate(clients) if self.teaches(client)]
         return logits_of(ensemble.mean_probabilities(logits[teach])) if teach else None

@@ -4,7 +4,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from fedkd.compare import compare, flatten
+from fedkd.compare import Comparison, compare, flatten
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
 
@@ -76,7 +76,7 @@ def test_a_summary_becomes_flat():
 def test_with_the_clients_alone_every_run_says_what_each_view_gains(tmp_path):
     asked = TINY.changed(**{"alone": True, "federation.views": ["image", "image@4"]})
     comparison = compare(asked, ["local", "fedmd"], [0, 1], tmp_path, lambda record: None)
-    assert [(run["strategy_name"], run["seed"], run["view"]) for run in comparison.gained] == [
+    assert [(run["strategy"], run["seed"], run["view"]) for run in comparison.gained] == [
         ("fedmd", seed, view) for seed in (0, 1) for view in ("image", "image@4")
     ]
     written = json.loads((tmp_path / "fedmd" / "seed-1" / "gains.json").read_text())
@@ -85,3 +85,25 @@ def test_with_the_clients_alone_every_run_says_what_each_view_gains(tmp_path):
     with (tmp_path / "gains.csv").open() as file:
         assert [row["view"] for row in csv.DictReader(file)] == ["image", "image@4"]
     assert comparison.to_json()["gains"] == comparison.gains
+
+
+def test_a_run_whose_clients_cannot_be_trained_alone_is_not_lost(tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise RunError("alone")
+
+    monkeypatch.setattr("fedkd.compare.measure", fails)
+    with pytest.raises(RunError, match="alone"):
+        compare(TINY.changed(alone=True), ["fedmd"], [0], tmp_path, lambda record: None)
+    with (tmp_path / "runs.csv").open() as file:
+        assert [row["strategy"] for row in csv.DictReader(file)] == ["fedmd"]
+
+
+def test_the_rounds_of_the_clients_alone_are_told_too(tmp_path):
+    told = []
+    compare(TINY.changed(alone=True), ["fedmd"], [0], tmp_path, told.append)
+    assert len(told) == 2 * TINY.rounds
+
+
+def test_a_measure_that_the_first_run_lacks_is_compared():
+    runs = [{"strategy": "s", "seed": 0}, {"strategy": "s", "seed": 1, "x": 2.0}]
+    assert Comparison(runs).rows == [{"strategy": "s", "seeds": 2, "x.mean": 2.0, "x.sd": None}]

@@ -41,8 +41,8 @@ def test_a_view_gains_the_difference_of_the_means_of_its_clients() -> None:
     together = [client("a", "x", 0.5), client("b", "y", 0.9, missing=3), client("c", "x", 0.75)]
     before = [client("c", "x", 0.5), client("b", "y", 1.0), client("a", "x", 0.25)]
     assert gains(together, before) == [
-        {"view": "x", "clients": 2, "missing": 0, "alone": 0.375, "strategy": 0.625, "gain": 0.25},
-        {"view": "y", "clients": 1, "missing": 3, "alone": 1.0, "strategy": 0.9, "gain": pytest.approx(-0.1)},
+        {"view": "x", "clients": 2, "missing": 0, "alone": 0.375, "together": 0.625, "gain": 0.25},
+        {"view": "y", "clients": 1, "missing": 3, "alone": 1.0, "together": 0.9, "gain": pytest.approx(-0.1)},
     ]
 
 
@@ -85,8 +85,8 @@ def test_gains_over_seeds_have_the_interval_of_students_t() -> None:
     values = [0.01, 0.04, 0.03, 0.02, 0.05]
     runs = [
         {
-            **{"strategy_name": "s", "seed": n, "view": view, "clients": 3, "missing": 10 + n},
-            **{"alone": 0.5, "strategy": 0.5 + sign * v, "gain": sign * v},
+            **{"strategy": "s", "seed": n, "view": view, "clients": 3, "missing": 10 + n},
+            **{"alone": 0.5, "together": 0.5 + sign * v, "gain": sign * v},
         }
         for n, v in enumerate(values)
         for view, sign in (("x", 1), ("y", -1))
@@ -94,9 +94,9 @@ def test_gains_over_seeds_have_the_interval_of_students_t() -> None:
     x, y = over_seeds(runs)
     # mean 0.03, deviation sqrt(0.00025), five values: t with four degrees of freedom is 2.776445 (from its table)
     half = 2.776445 * 0.00025**0.5 / 5**0.5
-    assert (x["strategy_name"], x["view"], x["seeds"]) == ("s", "x", 5)
+    assert (x["strategy"], x["view"], x["seeds"]) == ("s", "x", 5)
     assert (x["clients"], x["missing"]) == (3, 12)
-    assert [x["alone"], x["strategy"], x["gain"]] == pytest.approx([0.5, 0.53, 0.03])
+    assert [x["alone"], x["together"], x["gain"]] == pytest.approx([0.5, 0.53, 0.03])
     assert [x["low"], x["high"]] == pytest.approx([0.03 - half, 0.03 + half], abs=1e-7)
     assert [y["low"], y["high"]] == pytest.approx([-0.03 - half, -0.03 + half], abs=1e-7)
     [one] = over_seeds(runs[:1])

@@ -52,8 +52,8 @@ def test_the_comparison_shows_mean_and_sample_standard_deviation():
 
 
 def test_the_gains_over_seeds_show_clients_and_what_they_lack():
-    means = {"clients": 3, "missing": 12.25, "alone": 0.5, "strategy": 0.53, "gain": 0.03, "low": 0.01, "high": 0.05}
-    row = _row(_text(mean_gains_table([{"strategy_name": "s", "view": "x", "seeds": 4, **means}])), "s")
+    means = {"clients": 3, "missing": 12.25, "alone": 0.5, "together": 0.53, "gain": 0.03, "low": 0.01, "high": 0.05}
+    row = _row(_text(mean_gains_table([{"strategy": "s", "view": "x", "seeds": 4, **means}])), "s")
     assert row == ["s", "x", "3", "12.2", "50.0", "53.0", "+3.0", "+1.0 to +5.0"]
 
 

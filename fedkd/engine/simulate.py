@@ -21,9 +21,7 @@ from fedkd.data.federation import build
 from fedkd.engine.grid import SimulationGrid
 from fedkd.engine.result import Result, make_result
 from fedkd.errors import UserError
-from fedkd.learner.base import card_of
-from fedkd.models import skeleton
-from fedkd.strategy.base import check_fits, model_specs
+from fedkd.strategy.base import check_fits
 from fedkd.strategy.registry import create
 
 
@@ -108,10 +106,6 @@ def check(experiment: Experiment) -> None:
     except (RuntimeError, AssertionError) as error:
         what = f"train.device: expected a device of this machine, found {experiment.train.device!r}"
         raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
-    for card in (card_of(federation, key) for key in federation.holdings):
-        on_server = federation.model_spec(strategy.server_model(card) or card.architecture, card.view)
-        for spec in {*model_specs(strategy, federation, card).values(), on_server}:
-            skeleton(spec)
 
 
 @contextmanager

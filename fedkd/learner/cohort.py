@@ -55,7 +55,7 @@ def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) 
 
     A pure function of what the experiment says, so that a run's bits never depend on the machine.
     """
-    largest = LARGEST_STEP["cuda" if device.type == "cuda" else "cpu"]
+    largest = LARGEST_STEP.get(device.type, LARGEST_STEP["cpu"])
     return batch_size * sum(multiplications(spec) for spec in specs) <= largest
 
 

@@ -313,15 +313,17 @@ def _check_codecs(strategy: Strategy, experiment: Experiment) -> None:
 
 
 def _check_models(strategy: Strategy, experiment: Experiment, federation: Federation) -> None:
-    """Refuse an architecture that cannot take the view that it is given, and say which setting names it."""
-    teacher_view = experiment.federation.teacher_view
-    kinds = {(held.architecture, held.view): held for held in federation.holdings.values()}
-    for held in kinds.values():
-        client = ClientCard(held.key, held.architecture, held.view, len(held.train), teacher_view)
-        for name, model in _on_views(strategy, client).items():
+    """Refuse an architecture that cannot take the view that it is given, and say which setting names it.
+
+    Once for each kind of clients, not for each client: there may be ten thousand.
+    """
+    kinds = {(held.architecture, held.view): key for key, held in federation.holdings.items()}
+    for client in (card_of(federation, key) for key in kinds.values()):
+        on_server = OnView(strategy.server_model(client) or client.architecture, client.view)
+        for name, model in [*_on_views(strategy, client).items(), ("", on_server)]:
             if name in type(strategy.settings).model_fields:  # such as strategies.fml.meme
                 key = f"strategies.{experiment.strategy}.{name}"
-            elif model.architecture == held.architecture:
+            elif model.architecture == client.architecture:
                 key = "federation.architectures"
             else:
                 key = f"strategy {experiment.strategy!r}"

@@ -222,7 +222,7 @@ def check_takes_mixed_clients(strategy: str | type[Strategy], simulate: Simulate
         try:
             result = _run(strategy, simulate, mix)
         except UserError as error:  # a method may bring a model of its own that takes one view only, such as FML's
-            expect(mix is JOINED and str(error).startswith("strateg"), strategy, str(error))
+            expect(mix is JOINED and str(error).startswith(("strategies.", "strategy ")), strategy, str(error))
             continue
         for record in result.rounds:
             expect(not record["failed"], strategy, f"mixed clients failed: {_first(record['failed'])}")

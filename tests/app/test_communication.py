@@ -16,7 +16,7 @@ from fedkd.errors import RunError, UserError
 from fedkd.knowledge import SoftLabels, Weights
 from fedkd.knowledge.codecs import ClassIndex, Float16
 from fedkd.strategy import Client, MethodCard, Replies, Server, Strategy
-from tests.app.test_server import ROUND, SMALL, VICTIM, Tamper, Tampered, untouched, with_content
+from tests.app.tampering import ROUND, SMALL, VICTIM, Tamper, Tampered, untouched, with_content
 from tests.app.test_wire import over_the_wire, raw
 
 M, C = 40, 10

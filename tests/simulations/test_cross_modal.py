@@ -131,7 +131,7 @@ def test_a_run_writes_what_it_found(tmp_path, monkeypatch, capsys):
 
     def made_up(file, teacher, student, pairs, seed, clients):
         cell = {"data": file, "teacher": teacher, "student": student, "pairs": pairs, "seed": seed}
-        return [cell | {"alone": 0.5, "strategy": 0.625 + seed / 100, "gain": 0.125 + seed / 100}]
+        return [cell | {"alone": 0.5, "together": 0.625 + seed / 100, "gain": 0.125 + seed / 100}]
 
     monkeypatch.setattr(cross_modal, "gained", made_up)
     monkeypatch.setattr(

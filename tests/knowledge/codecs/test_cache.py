@@ -13,7 +13,7 @@ from fedkd.config import Experiment
 from fedkd.knowledge import KINDS, Contract, Knowledge, KnowledgeError, SoftLabels
 from fedkd.knowledge.codecs import Cache, Signal, catch_up, caught_up, missing, num_bytes, publish, receive
 from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy
-from tests.app.test_server import SMALL, VICTIM, finish, lost
+from tests.app.tampering import SMALL, VICTIM, finish, lost
 
 C, D = 4, 3
 
