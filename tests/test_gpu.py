@@ -16,7 +16,8 @@ from fedkd.learner import cohort
 from fedkd.learner.plan import plan
 from fedkd.seeding import seed_torch
 from fedkd.strategy import contract
-from tests.strategy.test_contract import LOGITS_AGREE_WITHIN, STRATEGIES, logits
+from tests.strategy.test_contract import STRATEGIES
+from tests.strategy.test_plans_agree import LOGITS_AGREE_WITHIN, logits
 from tests.test_refusals import Call, every_call
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
