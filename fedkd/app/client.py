@@ -6,12 +6,13 @@ One function serves Flower's ClientApp, which brings one message at a time, and 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 
 from fedkd import seeding
-from fedkd.app.introduction import introduction
+from fedkd.app.introduction import agreed, introduction, libraries
 from fedkd.app.state import State, digest, flatten, model_tensors, other_tensors
 from fedkd.app.wire import (
     EXTRA,
@@ -145,7 +146,12 @@ class ClientSide:
     def _hello(self, task: ClientTask, ask: Ask) -> Outcome:
         """Say who takes part, with what: the server refuses what does not fit."""
         _header(task)
-        return Outcome(_reply(task, pack(introduction(self.federation, self.strategy, task.key))))
+        own = introduction(self.federation, self.strategy, task.key)
+        return Outcome(_reply(task, pack({**own, **self._common, **libraries()})))
+
+    @cached_property
+    def _common(self) -> Mapping[str, Any]:
+        return agreed(self.experiment, self.federation, self.strategy)
 
     def _client(self, task: ClientTask, header: Header, ask: Ask) -> Client:
         card, round_ = card_of(self.federation, task.key), number(header, "round")

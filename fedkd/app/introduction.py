@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -44,7 +45,7 @@ class Said:
 
 
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
-    """Return what an honest client says of itself; in a simulation the server makes it from the same experiment."""
+    """Return what an honest client says of itself alone; in a simulation the server knows it beforehand."""
     card, holding = card_of(federation, key), federation.holdings[key]
     counts = federation.labels(holding.train).bincount(minlength=len(federation.classes))
     return {
@@ -55,17 +56,21 @@ def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[s
         "label-counts": counts.tolist(),
         "missing": list(holding.missing.values()),
         "models": len(strategy.client_models(card)),
-        **agreed(federation, strategy),
-        **libraries(),
     }
 
 
-def agreed(federation: Federation, strategy: Strategy) -> dict[str, Any]:
-    """Return what all parties of a run must have in common."""
+def agreed(experiment: Experiment, federation: Federation, strategy: Strategy) -> dict[str, Any]:
+    """Return what all parties of a run must have in common.
+
+    Args:
+        experiment: all of it; a federation, which several experiments may share, knows but its own part.
+        federation: what this party sees of it.
+        strategy: of the experiment.
+    """
     return {
         "version": fedkd.__version__,
         "code": source_digest(type(strategy)),
-        "experiment": _experiment_digest(federation.experiment),
+        "experiment": _experiment_digest(experiment),
         "classes": list(federation.classes),
         "public-set": federation.public_digest,
     }
@@ -75,11 +80,12 @@ def _experiment_digest(experiment: Experiment) -> str:
     """Return the SHA-256 of what both halves of a strategy go by, but for where each party finds data and device."""
     where = {"data": {"name", "root", "download"}, "train": {"device"}}
     said = {"strategy", "strategies", "seed", "rounds", "data", "federation", "train", "communication"}
-    text = json.dumps({name: value for name, value in experiment.model_dump(exclude=where).items() if name in said})
+    text = json.dumps(experiment.model_dump(include=said, exclude=where))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def libraries() -> dict[str, Any]:
+@lru_cache  # Python reads a package's whole description for its version
+def libraries() -> Mapping[str, str]:
     """Return the versions of the libraries that compute and carry: reported, and only compared in a warning."""
     return {"torch": torch.__version__.partition("+")[0], "flwr": metadata.version("flwr")}
 
@@ -97,11 +103,12 @@ def expect_said(key: str, header: Header, expected: Mapping[str, Any]) -> None:
             )
 
 
-def read_introduction(header: Header, federation: Federation, strategy: Strategy) -> Said:
+def read_introduction(header: Header, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Said:
     """Return what a client says of itself where only it knows its samples.
 
     Args:
         header: of its answer.
+        common: what all parties must have in common (see :func:`agreed`).
         federation: the server's.
         strategy: the server's.
 
@@ -111,7 +118,7 @@ def read_introduction(header: Header, federation: Federation, strategy: Strategy
     key, settings = header.get("client"), federation.experiment.federation
     if not isinstance(key, str) or not KEY.fullmatch(key):
         raise KnowledgeError(f"client: expected a name of small letters, digits and '-', found {key!r:.80}")
-    expect_said(key, header, agreed(federation, strategy))
+    expect_said(key, header, common)
     architecture = _one_of(key, header, "architecture", settings.architectures)
     view = _one_of(key, header, "view", settings.views)
     [num_samples] = _counts(key, header, "num-samples", 1)

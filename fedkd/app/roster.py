@@ -4,12 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message
 
 from fedkd.app.history import ClientRecord, Scores
-from fedkd.app.introduction import expect_said, introduction, read_introduction
+from fedkd.app.introduction import agreed, expect_said, introduction, read_introduction
 from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of
+from fedkd.config import Experiment
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
@@ -69,8 +71,11 @@ class Answers:
     failed: frozenset[int]
 
 
-def read_answers(replies: Iterable[Message], federation: Federation, strategy: Strategy) -> Answers:
+def read_answers(
+    replies: Iterable[Message], experiment: Experiment, federation: Federation, strategy: Strategy
+) -> Answers:
     """Return what the answers to a hello say; of several by one node the first that will do counts."""
+    common = agreed(experiment, federation, strategy)
     nodes: dict[int, Participant] = {}
     refused: list[tuple[int, str]] = []
     failed: set[int] = set()
@@ -78,16 +83,11 @@ def read_answers(replies: Iterable[Message], federation: Federation, strategy: S
         node = message.metadata.src_node_id
         try:
             if node not in nodes:
-                nodes[node] = _read(message, federation, strategy)
+                nodes[node] = _read(message, common, federation, strategy)
         except KnowledgeError as error:
             refused.append((node, str(error)))
             failed |= {node} if message.has_error() else set()
     return Answers(nodes, refused, frozenset(failed))
-
-
-def read_roster(replies: Iterable[Message], federation: Federation, strategy: Strategy) -> dict[str, Participant]:
-    """Return the participants by key, given the replies to the server's hello (see :func:`roster_of`)."""
-    return roster_of(read_answers(replies, federation, strategy), federation)
 
 
 def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant]:
@@ -136,7 +136,7 @@ def described(roster: Mapping[str, Participant]) -> list[str]:
     ]
 
 
-def _read(message: Message, federation: Federation, strategy: Strategy) -> Participant:
+def _read(message: Message, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Participant:
     """Return the participant that an answer to the hello is from.
 
     Raises:
@@ -146,24 +146,23 @@ def _read(message: Message, federation: Federation, strategy: Strategy) -> Parti
         raise KnowledgeError(f"it failed before round one:\n{(message.error.reason or '').strip()[-_LONGEST_REASON:]}")
     header, node = header_of(message.content), message.metadata.src_node_id
     if federation.experiment.federation.partition == "own":
-        said = read_introduction(header, federation, strategy)
+        said = read_introduction(header, common, federation, strategy)
         participant = Participant(said.card, node, said.label_counts, said.missing, said.models)
     else:
-        key = _expect_known(header, federation, strategy)
-        expected = introduction(federation, strategy, key)
-        missing = federation.holdings[key].missing
+        key = _expect_one_of(federation, header)
+        expected, missing = introduction(federation, strategy, key), federation.holdings[key].missing
+        expect_said(key, header, {**expected, **common})
         participant = Participant(card_of(federation, key), node, expected["label-counts"], missing, expected["models"])
     expect_records(message.content, HEADER)
     expect_sealed(header)
     return participant
 
 
-def _expect_known(header: Header, federation: Federation, strategy: Strategy) -> str:
-    """Return the key of a client of a simulation, which says just what the server knows of it."""
+def _expect_one_of(federation: Federation, header: Header) -> str:
+    """Return the key of a client of a simulation."""
     key = header.get("client")
     if not isinstance(key, str) or key not in federation.holdings:
         raise KnowledgeError(f"the federation has no client {key!r:.80}")
-    expect_said(key, header, introduction(federation, strategy, key))
     return key
 
 

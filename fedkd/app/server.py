@@ -109,7 +109,7 @@ class ServerSide:
             self.presence = Presence(absent=set(self.roster))
             self.take_back(replies)
         else:
-            answers = read_answers(replies, self.federation, self.strategy)
+            answers = read_answers(replies, self.experiment, self.federation, self.strategy)
             self.roster = roster_of(answers, self.federation)
             self.presence = presence.greeted(answers, self.roster)
             for line in described(self.roster):
@@ -143,7 +143,7 @@ class ServerSide:
         hellos, self.presence.late = self.presence.late, []
         for message in replies:
             (hellos if message.metadata.message_type == HELLO else self._before).append(message)
-        answers = read_answers(hellos, self.federation, self.strategy)
+        answers = read_answers(hellos, self.experiment, self.federation, self.strategy)
         self.roster = presence.take_back(self.presence, self.roster, answers)
 
     # -- train ----------------------------------------------------------------------------------------------------

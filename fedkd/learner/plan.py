@@ -47,8 +47,11 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     cohorts = []
     for (architecture, view), group in members.items():
         spec = federation.model_spec(architecture, view)
-        pays = vectorisable(spec, autocast=train.autocast) and worth_it([spec], train.batch_size, device)
-        together = engine.plan == "cohorts" and pays
+        together = (  # in this order: to count multiplications takes torch a second, the first time
+            engine.plan == "cohorts"
+            and vectorisable(spec, autocast=train.autocast)
+            and worth_it([spec], train.batch_size, device)
+        )
         number = -(-len(group) // engine.cohort_size) if together else len(group)
         cohorts.append(Cohort(architecture, view, together, _cut(group, number)))
     return cohorts

@@ -8,9 +8,10 @@ import pytest
 from flwr.app import Message
 
 from fedkd import config
-from fedkd.app.client import HELLO
-from fedkd.app.introduction import _experiment_digest, agreed, introduction, read_introduction
-from fedkd.app.roster import described, read_roster
+from fedkd.app.client import HELLO, ClientSide, ClientTask
+from fedkd.app.introduction import Said, _experiment_digest, agreed, introduction, libraries, read_introduction
+from fedkd.app.roster import Participant, described, read_answers, roster_of
+from fedkd.app.server import ServerSide
 from fedkd.app.wire import pack
 from fedkd.config import Experiment, parse
 from fedkd.data.dividing import divide
@@ -48,14 +49,26 @@ def experiment(nodes: list[Federation]) -> Experiment:
 
 def said_by(node: Federation, **changes: object) -> dict[str, Any]:
     [key] = node.holdings
-    return {**introduction(node, create(Experiment(strategy="fedmd")), key), **changes}
+    strategy = create(Experiment(strategy="fedmd"))
+    common = agreed(node.experiment.changed(strategy="fedmd"), node, strategy)
+    return {**introduction(node, strategy, key), **common, **libraries(), **changes}
+
+
+def read(header: dict[str, Any], experiment: Experiment) -> Said:
+    federation, strategy = build(experiment), create(experiment)
+    return read_introduction(header, agreed(experiment, federation, strategy), federation, strategy)
+
+
+def roster_from(said: list[dict[str, Any]], experiment: Experiment) -> dict[str, Participant]:
+    federation = build(experiment)
+    return roster_of(read_answers(hellos(said), experiment, federation, create(experiment)), federation)
 
 
 def test_an_honest_client_is_believed(nodes: list[Federation], experiment: Experiment) -> None:
     simulated = build(parse(SMALL, {}, "test"))
     for node in nodes:
         [(key, held)] = node.holdings.items()
-        said = read_introduction(said_by(node), build(experiment), create(experiment))
+        said = read(said_by(node), experiment)
         expected = simulated.holdings[key]
         labels = simulated.dataset.labels[expected.train].tolist()
         assert said.card == ClientCard(key, held.architecture, held.view, len(expected.train))
@@ -97,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_true_is_refused(name: str, nodes: list[Federation], experiment: Experiment) -> None:
     changes, problem = WRONG[name]
     with pytest.raises(KnowledgeError) as caught:
-        read_introduction(said_by(nodes[0], **changes), build(experiment), create(experiment))
+        read(said_by(nodes[0], **changes), experiment)
     assert problem in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
@@ -106,7 +119,7 @@ def test_what_cannot_be_true_is_refused(name: str, nodes: list[Federation], expe
 def test_other_libraries_are_told_and_do_no_harm(
     nodes: list[Federation], experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read_introduction(said_by(nodes[0], torch="1.0"), build(experiment), create(experiment))
+    read(said_by(nodes[0], torch="1.0"), experiment)
     [message] = caplog.messages
     assert message.startswith("client-0: torch '1.0', the server has ")
 
@@ -125,6 +138,19 @@ def test_both_sides_run_one_experiment(changes: dict[str, Any], same: bool, expe
     assert (_experiment_digest(experiment.changed(**changes)) == _experiment_digest(experiment)) == same
 
 
+def test_a_client_that_runs_with_other_settings_is_refused() -> None:
+    """What both halves go by is compared as a whole, also what the federation's own part of it leaves out."""
+    mine = parse(SMALL, {}, "test")
+    other = ClientSide(mine.changed(**{"strategies.fedmd.digest_epochs": 7}))
+    server = ServerSide(mine)
+    [asked, *_] = server.hello_messages(range(1, 4))
+
+    [answer] = other.handle([ClientTask(asked, "client-0", None)])
+
+    with pytest.raises(RunError, match="client-0: experiment: expected '"):
+        server.welcome([answer.reply])
+
+
 # --- the roster
 
 
@@ -135,7 +161,7 @@ def hellos(introductions: list[dict[str, Any]]) -> list[Message]:
 
 
 def test_the_roster_is_what_the_clients_say(nodes: list[Federation], experiment: Experiment) -> None:
-    roster = read_roster(hellos([said_by(node) for node in reversed(nodes)]), build(experiment), create(experiment))
+    roster = roster_from([said_by(node) for node in reversed(nodes)], experiment)
 
     assert list(roster) == ["client-0", "client-1", "client-2"]
     assert [participant.card.view for participant in roster.values()] == ["image", "image@4", "image"]
@@ -151,10 +177,10 @@ def test_two_nodes_under_one_name_take_no_part(
     nodes: list[Federation], experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = [said_by(node) for node in nodes] + [said_by(nodes[2], client="client-0")]
-    fewer = build(experiment.changed(**{"federation.min_clients": 2}))
-    said = [{**one, **agreed(fewer, create(experiment))} for one in said]
+    fewer = experiment.changed(**{"federation.min_clients": 2})
+    said = [{**one, **agreed(fewer, build(fewer), create(fewer))} for one in said]
     with caplog.at_level(logging.WARNING, "fedkd"):
-        roster = read_roster(hellos(said), fewer, create(experiment))
+        roster = roster_from(said, fewer)
     assert list(roster) == ["client-1", "client-2"]
     assert "expected one client of this name, found 2" in caplog.text
 
@@ -167,5 +193,5 @@ def test_a_run_does_not_start_with_fewer_clients_than_it_must_have(
     with pytest.raises(
         RunError, match=r"only 2 of at least 3 clients can take part\.\nclient-1: code: expected"
     ) as caught:
-        read_roster(hellos(said), build(experiment), create(experiment))
+        roster_from(said, experiment)
     assert len(str(caught.value).splitlines()) == 2

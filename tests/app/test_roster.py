@@ -8,9 +8,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedkd.app.client import HELLO
-from fedkd.app.introduction import introduction
+from fedkd.app.introduction import agreed, introduction
 from fedkd.app.loop import Run, run
-from fedkd.app.roster import Participant, read_roster
+from fedkd.app.roster import Participant, read_answers, roster_of
 from fedkd.app.wire import HEADER, header_of, pack
 from fedkd.config import Experiment
 from fedkd.data.federation import build
@@ -135,18 +135,24 @@ def test_a_node_that_answers_under_a_second_name_keeps_its_first() -> None:
     assert outcome(finished) == outcome(clean)
 
 
+def read(replies: Iterable[Message]) -> dict[str, Participant]:
+    federation = build(EXPERIMENT)
+    return roster_of(read_answers(replies, EXPERIMENT, federation, create(EXPERIMENT)), federation)
+
+
 def hellos(change: Mapping[str, object]) -> Replies:
     ensure_task_identity()
     federation, strategy = build(EXPERIMENT), create(EXPERIMENT)
+    common = agreed(EXPERIMENT, federation, strategy)
     answers = []
     for node, key in enumerate(federation.holdings, start=7):
         asked = Message(pack({}), dst_node_id=node, message_type=HELLO)
-        answers.append(Message(pack({**introduction(federation, strategy, key), **change}), reply_to=asked))
+        answers.append(Message(pack({**introduction(federation, strategy, key), **common, **change}), reply_to=asked))
     return answers
 
 
 def test_the_roster_is_sorted_by_name_whatever_the_order_of_arrival() -> None:
-    roster = read_roster(reversed(hellos({})), build(EXPERIMENT), create(EXPERIMENT))
+    roster = read(reversed(hellos({})))
 
     assert list(roster) == ["client-0", "client-1", "client-2", "client-3"]
     assert {key: participant.node_id for key, participant in roster.items()} == dict(
@@ -160,7 +166,7 @@ def test_the_roster_is_sorted_by_name_whatever_the_order_of_arrival() -> None:
 
 def test_when_nobody_fits_the_run_stops_with_every_reason() -> None:
     with pytest.raises(RunError, match="no client can take part") as caught:
-        read_roster(hellos({"code": "0" * 64}), build(EXPERIMENT), create(EXPERIMENT))
+        read(hellos({"code": "0" * 64}))
 
     assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == list(build(EXPERIMENT).holdings)
 
@@ -171,14 +177,14 @@ def test_when_all_fail_alike_the_run_stops_with_their_traceback_once() -> None:
     replies = [Message(Error(code=0, reason="Traceback\nOSError: no data\n"), reply_to=message) for message in asked]
 
     with pytest.raises(RunError) as caught:
-        read_roster(replies, build(EXPERIMENT), create(EXPERIMENT))
+        read(replies)
 
     assert str(caught.value).count("OSError: no data") == 1
 
 
 def test_when_nobody_answers_the_run_stops() -> None:
     with pytest.raises(RunError, match="none answered the server's hello"):
-        read_roster([], build(EXPERIMENT), create(EXPERIMENT))
+        read([])
 
 
 def test_scores_are_recorded_by_where_they_were_measured() -> None:

@@ -4,7 +4,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedkd.app.client import HELLO
-from fedkd.app.roster import introduction, read_roster
+from fedkd.app.introduction import agreed, introduction
+from fedkd.app.roster import read_answers, roster_of
 from fedkd.app.wire import HEADER
 from fedkd.config import Experiment
 from fedkd.data.federation import build
@@ -144,11 +145,15 @@ def test_a_node_with_other_code_is_named():
     ensure_task_identity()
     experiment = Experiment(strategy="local")
     federation, strategy = build(experiment), create(experiment)
-    said = {**introduction(federation, strategy, "client-1"), "code": "0" * 64}
+    said = {
+        **introduction(federation, strategy, "client-1"),
+        **agreed(experiment, federation, strategy),
+        "code": "0" * 64,
+    }
     asked = Message(RecordDict(), dst_node_id=7, message_type=HELLO)
     reply = Message(RecordDict({HEADER: ConfigRecord(said)}), reply_to=asked)
     with pytest.raises(RunError) as refused:
-        read_roster([reply], federation, strategy)
+        roster_of(read_answers([reply], experiment, federation, strategy), federation)
 
     assert which(str(refused.value)) == "other code"
     assert explain(str(refused.value)).startswith("SuperNode of client-1: it runs other code than the server")
