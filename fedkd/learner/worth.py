@@ -28,7 +28,8 @@ def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) 
 @lru_cache
 def multiplications(spec: ModelSpec) -> int:
     """Return the number of multiplications of a forward pass of one sample, by torch's own formulas."""
-    with _Multiplications() as counter, torch.no_grad():
+    counter = _Multiplications()
+    with counter, torch.no_grad():
         skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
     return counter.total
 
@@ -36,7 +37,9 @@ def multiplications(spec: ModelSpec) -> int:
 class _Multiplications(TorchDispatchMode):
     """Counts what torch's ``FlopCounterMode`` counts, halved, without a second and 80 MB for an import of its own."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         out = func(*args, **(kwargs or {}))
