@@ -130,7 +130,7 @@ class ServerSide:
             )
             self._common, self.digest = start.common, start.record.digest
             self._counted[TRAIN], self._state_digests = dict(start.versions), dict(start.state_digests)
-            self.kept = [start.versions]
+            self.kept = [{}, start.versions]  # the checkpoint before is still there: whatever it asks for must stay
 
     def look(self, node_ids: Iterable[int]) -> list[Message]:
         """See which nodes are there before a round begins, and greet those that have come back, or are new."""
