@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+from fedkd.app.evaluation import evaluate_messages, take_evaluations
 from fedkd.app.loop import wait_for_nodes
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -57,11 +58,11 @@ class _Adapter(FlowerStrategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self._sent = self._side.evaluate_messages()
+        self._sent = evaluate_messages(self._side)
         return self._sent
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        metrics, *_ = self._side.take_evaluations(self._sent, replies)
+        metrics, *_ = take_evaluations(self._side, self._sent, replies)
         flat: dict[str, Any] = {
             f"{who}/{name}": value for who, scores in metrics.items() if scores for name, value in scores.items()
         }

@@ -6,25 +6,24 @@ foreign Flower ServerApp (see ``as_flower``).
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import Message
-from torch import Tensor
 
-from fedkd import metrics, seeding
+from fedkd import seeding
 from fedkd.app import presence, refusals
 from fedkd.app.checkpoint import Snapshot
-from fedkd.app.client import EVALUATE, HELLO, TRAIN, has_ensemble
-from fedkd.app.history import ClientRecord, Metrics, RoundRecord
+from fedkd.app.client import EVALUATE, HELLO, TRAIN
+from fedkd.app.history import ClientRecord, RoundRecord
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
-from fedkd.app.validation import Claim, Expectation, read_evaluation, read_reply
+from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes
 from fedkd.config import Experiment
 from fedkd.data.federation import build
@@ -39,6 +38,9 @@ from fedkd.strategy.base import check_fits, expect_knowledge, expect_payload, ex
 from fedkd.strategy.registry import create
 
 LOG = logging.getLogger("fedkd")
+T = TypeVar("T")
+NO_REPLY = "no reply in time"
+"""Why a client that was asked and is silent does not count."""
 
 
 class ServerSide:
@@ -49,7 +51,6 @@ class ServerSide:
         roster: who takes part, by client key, in sorted order; filled by :meth:`welcome`.
         server: models and state, as the strategy sees them.
         digest: state digest of the run so far, chained from round to round.
-        versions: round of the last reply that counts, by client key: the version of that client's state.
         run_id: name of the run, under which clients keep their states.
         refused: number of replies of this round that did not count, by reason.
         presence: which of the clients are there, as far as :meth:`look` has seen.
@@ -75,7 +76,7 @@ class ServerSide:
         self.server = Server({}, {}, 0, self._seed(0), experiment.train, answer, {}, self.federation)
         self.digest = ""
         self._common: Knowledge | None = None
-        self.versions: dict[str, int] = {}
+        self._counted: dict[str, dict[str, int]] = {TRAIN: {}, EVALUATE: {}}
         self._state_digests: dict[str, str] = {}
         self.run_id = run_id or new_run_id()
         self.refused: dict[str, int] = {}
@@ -83,15 +84,18 @@ class ServerSide:
         self.kept: Sequence[Mapping[str, int]] = ()
         self._before: list[Message] = []
         self._drawn: list[str] = []
-        self._evaluated: dict[str, int] = {}
         self._sent: dict[str, int] = {}
-        self._received: dict[str, int] = {}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Round of the last reply that counts, by client key: the version of that client's state."""
+        return self._counted[TRAIN]
 
     # -- hello ----------------------------------------------------------------------------------------------------
 
     def hello_messages(self, node_ids: Iterable[int]) -> list[Message]:
         """Ask every node who it is."""
-        return [self._message(node_id, HELLO, {"round": 0}) for node_id in sorted(node_ids)]
+        return [self.message_to(node_id, HELLO, {"round": 0}) for node_id in sorted(node_ids)]
 
     def welcome(self, replies: Iterable[Message], start: Snapshot | None = None) -> None:
         """Learn who takes part, and prepare the server.
@@ -116,7 +120,7 @@ class ServerSide:
                 LOG.info("takes part: %s", line)
         self.server.clients = {key: participant.card for key, participant in self.roster.items()}
         self.strategy.check_clients(list(self.server.clients.values()))
-        with self._server_half("setup"):
+        with self.server_half("setup"):
             self.server.start_students(self.strategy.server_model)
             if start is None:
                 self.strategy.server_setup(self.server)
@@ -125,8 +129,8 @@ class ServerSide:
                 self.server, models=dict(start.models), state=dict(start.state), round=start.record.round
             )
             self._common, self.digest = start.common, start.record.digest
-            self.versions, self._state_digests = dict(start.versions), dict(start.state_digests)
-            self.kept = [start.versions]
+            self._counted[TRAIN], self._state_digests = dict(start.versions), dict(start.state_digests)
+            self.kept = [{}, start.versions]  # the checkpoint before is still there: whatever it asks for must stay
 
     def look(self, node_ids: Iterable[int]) -> list[Message]:
         """See which nodes are there before a round begins, and greet those that have come back, or are new."""
@@ -159,11 +163,11 @@ class ServerSide:
         for key in self._drawn:
             if key in self.presence.absent:
                 continue
-            with self._server_half(f"download {key}"):
+            with self.server_half(f"download {key}"):
                 download = self.strategy.download(self.server, self.server.clients[key], self._common)
                 if download is not None:
                     expect_payload("download", download, self.strategy.card.down)
-            messages.append(self._message(self.roster[key].node_id, TRAIN, self._header(key), download, packed))
+            messages.append(self.message_to(self.roster[key].node_id, TRAIN, self.header_for(key), download, packed))
             _count(self._sent, download, messages[-1])
         return messages
 
@@ -173,57 +177,75 @@ class ServerSide:
         Raises:
             RunError: no reply is usable, or too few are.
         """
-        asked = self._keys(messages)
-        accepted, failed = self._check(asked, replies)
+        received: dict[str, int] = {}
+
+        def read(message: Message, key: str) -> Claim:
+            claim = read_reply(message, self._expectation(key))
+            _count(received, claim.knowledge, message)
+            return claim
+
+        accepted, failed = self.claims(TRAIN, messages, replies, read)
+        self._state_digests |= {key: claim.state for key, claim in accepted.items()}
         failed |= {key: NOT_THERE for key in self._drawn if key in self.presence.absent}
         if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
-            raise RunError(_too_few(self.server.round, len(accepted), self._fewest_replies, failed))
+            raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
         usable = [
             Reply(self.roster[key].card, claim.knowledge)
             for key, claim in sorted(accepted.items())
             if claim.knowledge is not None
         ]
-        with self._server_half("round"):
+        with self.server_half("round"):
             self._common = self.strategy.server_round(self.server, usable)
             expect_knowledge("server_round", self._common)
             expect_tensors("server.state", self.server.state)
         self._expect_finite()
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
-        received, sent = dict(self._received), dict(self._sent)
         afresh = [key for key, claim in sorted(accepted.items()) if claim.afresh]
         for key in afresh:
             LOG.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
-        record = RoundRecord(self.server.round, 0.0, steps, failed, received, sent, self.digest)
+        record = RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
         return replace(record, refused=dict(self.refused), afresh=afresh)
 
-    def _check(self, asked: Mapping[int, str], replies: Iterable[Message]) -> tuple[dict[str, Claim], dict[str, str]]:
-        accepted: dict[str, Claim] = {}
-        failed = dict.fromkeys(asked.values(), "no reply in time")
-        self._received = {}
-        before, self._before = self._before, []
-        for message in self._without_hellos(chain(before, replies)):
+    def claims(
+        self, phase: str, messages: Iterable[Message], replies: Iterable[Message], read: Callable[[Message, str], T]
+    ) -> tuple[dict[str, T], dict[str, str]]:
+        """Return what the replies say that count, and why the other clients' do not, by client key.
+
+        Args:
+            phase: type of the messages.
+            messages: what was asked.
+            replies: what came.
+            read: returns what a reply says, given its client's key; raises KnowledgeError if it must not count.
+        """
+        asked, round_ = self._keys(messages), self.server.round
+        accepted: dict[str, T] = {}
+        failed = dict.fromkeys(asked.values(), NO_REPLY)
+        for message in self._due(phase, replies):
             key = asked.get(message.metadata.src_node_id)
             if key is None or key in accepted:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
-                LOG.warning(
-                    "round %d: a reply that nobody asked for, or a second one, is not counted", self.server.round
-                )
+                LOG.warning("round %d: a reply that nobody asked for, or a second one, is not counted", round_)
                 continue
             try:
-                accepted[key] = read_reply(message, self._expectation(key))
+                accepted[key] = read(message, key)
             except KnowledgeError as error:
-                self._refuse(self._reason(message, TRAIN, key))
+                self._refuse(self._reason(message, phase, key))
                 failed[key] = str(error)
-                LOG.warning(
-                    "round %d: %s does not count in this round: %s", self.server.round, key, str(error).splitlines()[-1]
-                )
+                LOG.warning("round %d, %s: %s does not count: %s", round_, phase, key, str(error).splitlines()[-1])
                 continue
-            _count(self._received, accepted[key].knowledge, message)
-            self.versions[key] = self.server.round
-            self._state_digests[key] = accepted[key].state
+            self._counted[phase][key] = round_
             del failed[key]
         return accepted, failed
+
+    def _due(self, phase: str, replies: Iterable[Message]) -> Iterator[Message]:
+        """Return the replies that a phase is to look at: what came before a round began, too, and no late hellos."""
+        before, self._before = (self._before, []) if phase == TRAIN else ([], self._before)
+        for message in chain(before, replies):
+            if message.metadata.message_type == HELLO and message.metadata.src_node_id in self.presence.asked:
+                self.presence.late.append(message)
+            else:
+                yield message
 
     def _expectation(self, key: str) -> Expectation:
         card, settings = self.roster[key].card, self.experiment.federation
@@ -244,84 +266,6 @@ class ServerSide:
             optional=self.strategy.card.up_is_optional,
             codecs=self._up,
         )
-
-    # -- evaluate -------------------------------------------------------------------------------------------------
-
-    def evaluate_messages(self) -> list[Message]:
-        """Ask every client that has a model how good it is."""
-        return [
-            self._message(participant.node_id, EVALUATE, self._header(key))
-            for key, participant in self.roster.items()
-            if participant.models and key not in self.presence.absent
-        ]
-
-    def take_evaluations(
-        self, messages: Iterable[Message], replies: Iterable[Message]
-    ) -> tuple[Metrics, list[ClientRecord], dict[str, str]]:
-        """Gather what the clients measured, and measure the teacher ensemble and the server's own models.
-
-        Returns:
-            The metrics, a record of each client that was measured, and why the others were not, by key.
-
-        Raises:
-            RunError: no client could be measured.
-        """
-        asked = self._keys(messages)
-        truth = self._truth
-        shape = (len(truth), len(self.federation.classes)) if has_ensemble(self.strategy) else None
-        rows: dict[str, ClientRecord] = {}
-        logits: dict[str, Tensor] = {}
-        failed: dict[str, str] = {}
-        for message in self._without_hellos(replies):
-            key = asked.get(message.metadata.src_node_id)
-            if key is None or key in rows:
-                self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
-                LOG.warning("round %d: an evaluation that nobody asked for is not counted", self.server.round)
-                continue
-            try:
-                scores, outputs = read_evaluation(message, key, self.server.round, shape)
-            except KnowledgeError as error:
-                self._refuse(self._reason(message, EVALUATE, key))
-                failed[key] = str(error)
-                LOG.warning(
-                    "round %d: %s could not be evaluated: %s", self.server.round, key, str(error).splitlines()[-1]
-                )
-                continue
-            rows[key] = self.roster[key].record(scores)
-            self._evaluated[key] = self.server.round
-            failed.pop(key, None)
-            if outputs is not None:
-                logits[key] = outputs
-        if failed and not rows:
-            raise RunError(_too_few(self.server.round, 0, 1, failed))
-        clients = [row for _, row in sorted(rows.items())]
-        failed = {key: failed.get(key, "no reply in time") for key in sorted(asked.values()) if key not in rows}
-        absent = sorted(key for key in self.presence.absent if self.roster[key].models)
-        failed |= dict.fromkeys(absent, NOT_THERE)
-        return self._metrics(clients, dict(sorted(logits.items()))), clients, failed
-
-    def _metrics(self, clients: list[ClientRecord], logits: Mapping[str, Tensor]) -> Metrics:
-        own = [
-            self.server.predict([model], [self.federation.test(view)])[0]
-            for model, view in ((self.server.models[name], view) for name, view in self.server.students.items())
-        ]
-        with self._server_half("ensemble"):
-            cards = [self.server.clients[key] for key in logits]
-            combined = self.strategy.ensemble(torch.stack(list(logits.values())), cards) if logits else None
-        return {
-            "clients_global": metrics.summarise([client.global_ for client in clients]),
-            "clients_local": metrics.summarise([client.local for client in clients]),
-            "ensemble_global": None
-            if combined is None
-            else metrics.summarise([self.federation.task.evaluate(combined, self._truth)]),
-            "server_global": metrics.summarise(
-                [self.federation.task.evaluate(rows.cpu(), self._truth) for rows in own]
-            ),
-        }
-
-    @property
-    def _truth(self) -> Tensor:
-        return self.federation.labels(self.federation.splits.test)
 
     # -- what lasts -----------------------------------------------------------------------------------------------
 
@@ -346,7 +290,7 @@ class ServerSide:
     # -- small things ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _server_half(self, purpose: str) -> Iterator[None]:
+    def server_half(self, purpose: str) -> Iterator[None]:
         """Run a piece of the strategy's server half, on its own seed: a mistake ends the run, with its traceback."""
         seeding.seed_everything(seeding.derive_seed(self.server.seed, purpose))
         try:
@@ -385,20 +329,12 @@ class ServerSide:
         nodes = {participant.node_id: key for key, participant in here}
         return {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
 
-    def _header(self, key: str) -> dict[str, Any]:
+    def header_for(self, key: str) -> dict[str, Any]:
         """Return what a client must know: the round, the state to start from, and the oldest that it must keep."""
         state, version = self._state_digests.get(key, ""), self.versions.get(key, 0)
         oldest = min((versions.get(key, 0) for versions in self.kept), default=version)
         keep = {"keep": oldest} if oldest < version else {}
         return {"round": self.server.round, "client": key, "version": version, "state": state, **keep}
-
-    def _without_hellos(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Leave late answers to a hello for the next look."""
-        for message in replies:
-            if message.metadata.message_type == HELLO and message.metadata.src_node_id in self.presence.asked:
-                self.presence.late.append(message)
-            else:
-                yield message
 
     @property
     def _fewest_replies(self) -> int:
@@ -407,14 +343,14 @@ class ServerSide:
         return max(1, round(settings.participation * (settings.min_clients or 1)))
 
     def _reason(self, message: Message, phase: str, key: str) -> str | None:
-        counted = {TRAIN: self.versions.get(key, 0), EVALUATE: self._evaluated.get(key, 0)}
+        counted = {type_: rounds.get(key, 0) for type_, rounds in self._counted.items()}
         return refusals.reason_of(message, phase, self.server.round, counted)
 
     def _refuse(self, reason: str | None) -> None:
         if reason is not None:
             self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def _message(
+    def message_to(
         self,
         node_id: int,
         message_type: str,
@@ -422,6 +358,11 @@ class ServerSide:
         knowledge: Knowledge | None = None,
         packed: Packed | None = None,
     ) -> Message:
+        """Return a message of this run and round to a node.
+
+        Raises:
+            RunError: what it is to carry cannot be coded.
+        """
         try:
             records = pack({"run": self.run_id, **header}, knowledge, packed, self._down)
         except KnowledgeError as error:
@@ -437,7 +378,7 @@ def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message)
         total[kind] = total.get(kind, 0) + payload_bytes(message.content)
 
 
-def _too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
+def too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
     """Say once what several clients failed of."""
     reasons: dict[str, list[str]] = {}
     for key, reason in sorted(failed.items()):

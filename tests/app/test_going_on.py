@@ -136,6 +136,25 @@ def test_a_damaged_checkpoint_costs_a_round_and_not_a_bit(
     assert any("checkpoint round-00002" in message and "is damaged" in message for message in caplog.messages)
 
 
+def test_a_checkpoint_that_is_damaged_after_going_on_costs_a_round_and_not_a_bit(
+    deployment: Deployment, whole: list[dict[str, Any]]
+) -> None:
+    """The second server has made no checkpoint: both that are there are of the first."""
+    for when in ("before", "after"):
+        nodes = deployment.nodes()
+        nodes.death = ("train", 3, when)
+        with pytest.raises(Killed):
+            deployment.serve(nodes)
+    file = deployment.out / "checkpoints" / "round-00002" / "run.json"
+    file.write_bytes(file.read_bytes()[:-1])
+
+    again = deployment.nodes()
+    deployment.serve(again)
+
+    assert deployment.rows() == whole
+    assert [n for phase, n in again.log if phase == "train"] == [2, 3]
+
+
 def test_rare_checkpoints_cost_their_rounds_and_not_a_bit(tmp_path: Path) -> None:
     changes = {"rounds": 5, "engine.checkpoint_every": 2, "engine.evaluate_every": 0, "federation.participation": 0.67}
     deployment = Deployment(tmp_path, changes)

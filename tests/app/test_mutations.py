@@ -13,6 +13,7 @@ from numpy.random import Generator
 
 from fedkd import config
 from fedkd.app import flower
+from fedkd.app.evaluation import evaluate_messages, take_evaluations
 from fedkd.app.server import ServerSide
 from fedkd.app.wire import EXTRA, HEADER, PAYLOAD
 from fedkd.config import parse
@@ -53,7 +54,7 @@ class Parties:
         self.side.welcome(self.introductions)
         first = self.side.train_messages(1)
         self.side.take_replies(first, self.answers(first))
-        self.train, self.evaluate = self.side.train_messages(2), self.side.evaluate_messages()
+        self.train, self.evaluate = self.side.train_messages(2), evaluate_messages(self.side)
         self.node = self.side.roster[VICTIM].node_id
 
     def answers(self, messages: list[Message]) -> list[Message]:
@@ -302,9 +303,9 @@ def test_the_server_takes_no_mutated_evaluation(parties: Parties) -> None:
     replies = parties.answers(parties.evaluate)
     others = [m for m in replies if m.metadata.src_node_id != parties.node]
     for changed in changed_messages(parties.mine(replies), 170, seed=6):
-        _, clients, unmeasured = parties.side.take_evaluations(parties.evaluate, [changed, *others])
+        _, clients, unmeasured = take_evaluations(parties.side, parties.evaluate, [changed, *others])
         assert list(unmeasured) == [VICTIM], changed.content
         assert [client.client for client in clients] == ["client-0", "client-2"]
         assert len(unmeasured[VICTIM]) < 1_000
-    assert not parties.side.take_evaluations(parties.evaluate, replies)[2]
+    assert not take_evaluations(parties.side, parties.evaluate, replies)[2]
     assert torch.get_num_threads() == 1

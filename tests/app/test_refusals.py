@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedkd.app.evaluation import evaluate_messages, take_evaluations
 from fedkd.app.loop import run
 from fedkd.app.refusals import INVALID, LATE, REPLAYED, STALE, reason_of
 from fedkd.app.server import ServerSide
@@ -109,7 +110,8 @@ def test_refusals_are_in_the_records_of_the_rounds() -> None:
             replies = list(super().send_and_receive(messages))
             return replies + [reply for reply in replies if reply.metadata.src_node_id == 2]
 
-    finished = run(Twice(EXPERIMENT), EXPERIMENT.changed(rounds=2))
+    experiment = EXPERIMENT.changed(rounds=2)
+    finished = run(Twice(experiment), experiment)
 
     # one more reply, and one more evaluation, in every round
     assert [record.to_json()["refused"] for record in finished.rounds] == [{"duplicate": 2}] * 2
@@ -121,8 +123,8 @@ def test_an_evaluation_of_an_earlier_round_is_replayed() -> None:
     old: list[Message] = []
     for round_ in (1, 2):
         rounds.refused(round_, rounds.replies(round_))
-        messages = rounds.side.evaluate_messages()
+        messages = evaluate_messages(rounds.side)
         replies = list(rounds.grid.send_and_receive(messages))
-        rounds.side.take_evaluations(messages, [*old, *replies])
+        take_evaluations(rounds.side, messages, [*old, *replies])
         old = replies[:1]
     assert rounds.side.refused == {"replayed": 1}

@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedkd.app.loop import run
 from fedkd.app.server import ServerSide
-from fedkd.app.wire import to_tensors
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError
 from fedkd.knowledge import SoftLabels
-from fedkd.learner.base import ClientCard
 from fedkd.learner.model import fresh
 from fedkd.learner.server import Reply, Server
 from fedkd.strategy import Strategy
@@ -53,29 +50,6 @@ def test_the_strategy_sees_replies_in_the_order_of_the_keys(
 
     assert [reply.client.key for reply in seen[0]] == ["client-0", "client-1", "client-2", "client-3"]
     assert list(side.server.clients) == [reply.client.key for reply in seen[0]]
-
-
-def test_the_ensemble_sees_logits_in_the_order_of_the_keys(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side, grid = ServerSide(experiment), LocalGrid(experiment)
-    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
-    replies = list(grid.send_and_receive(messages := side.evaluate_messages()))
-    seen: list[tuple[Tensor, list[ClientCard]]] = []
-
-    def ensemble(self: Strategy, logits: Tensor, clients: list[ClientCard]) -> Tensor:
-        seen.append((logits, clients))
-        return logits[0]
-
-    monkeypatch.setattr(type(side.strategy), "ensemble", ensemble)
-
-    side.take_evaluations(messages, reversed(replies))
-
-    by_node = {r.metadata.src_node_id: to_tensors(r.content.array_records["extra"])["logits"] for r in replies}
-    [(logits, clients)] = seen
-    assert torch.equal(logits, torch.stack([by_node[node] for node in (1, 2, 3, 4)]))
-    assert len({rows.sum().item() for rows in logits}) == 4
-    assert [client.key for client in clients] == ["client-0", "client-1", "client-2", "client-3"]
 
 
 def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experiment) -> None:
