@@ -3,10 +3,11 @@
 With several architectures or views there is one average per cohort.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import final
 
 from fedkd.knowledge import Weights
-from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy
+from fedkd.strategy import Client, ClientCard, MethodCard, Reply, Server, Strategy
 
 
 @final
@@ -38,6 +39,11 @@ class FedAvg(Strategy):
         """Return the clients' own architecture: one average for each cohort."""
         return client.architecture
 
-    def server_round(self, server: Server, replies: Replies) -> None:
+    def collect(self, server: Server, replies: Iterator[Reply[Weights]]) -> Mapping[str, Weights]:
         """Average the weights of each cohort, by number of samples."""
-        server.average(replies)
+        return server.averages(replies)
+
+    def server_round(self, server: Server, averages: Mapping[str, Weights]) -> None:
+        """Take over the averages."""
+        for student, weights in averages.items():
+            server.load(weights, student)

@@ -1,6 +1,6 @@
 """FML: each client trains a private model and a shared "meme" that teach each other; only the meme travels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import final
 
 from pydantic import Field
@@ -9,7 +9,7 @@ from torch import Tensor
 from fedkd import losses
 from fedkd.knowledge import Weights
 from fedkd.learner.requests import Batch, Networks
-from fedkd.strategy import Client, ClientCard, MethodCard, Replies, Server, Strategy, StrategySettings
+from fedkd.strategy import Client, ClientCard, MethodCard, Reply, Server, Strategy, StrategySettings
 
 
 @final
@@ -62,6 +62,11 @@ class FML(Strategy):
         """Return the meme: one for each view."""
         return self.settings.meme
 
-    def server_round(self, server: Server, replies: Replies) -> None:
+    def collect(self, server: Server, replies: Iterator[Reply[Weights]]) -> Mapping[str, Weights]:
         """Average the memes, by number of samples."""
-        server.average(replies)
+        return server.averages(replies)
+
+    def server_round(self, server: Server, averages: Mapping[str, Weights]) -> None:
+        """Take over the averages."""
+        for student, weights in averages.items():
+            server.load(weights, student)

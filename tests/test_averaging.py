@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from fedkd.averaging import average_weights
+from fedkd.averaging import RunningAverage, average_weights
 from fedkd.errors import UserError
 from fedkd.flower_internals import ensure_task_identity
 
@@ -50,6 +50,29 @@ def test_equals_the_weighted_mean(clients: list[dict[str, Tensor]]) -> None:
         )
         assert found[name].dtype == clients[0][name].dtype
         assert found[name].shape == clients[0][name].shape
+
+
+def test_one_after_another_gives_the_bits_of_all_at_once(clients: list[dict[str, Tensor]]) -> None:
+    average = RunningAverage()
+    for number, (weights, count) in enumerate(zip(clients, SAMPLES, strict=True), start=1):
+        average.add(weights, count)
+        so_far = average.value()
+        expected = average_weights(clients[:number], SAMPLES[:number])
+        assert all(torch.equal(so_far[name], expected[name]) for name in expected)
+        for tensor in so_far.values():
+            tensor.zero_()  # which is the receiver's own
+
+
+def test_equal_weights_stay_as_they_are_bit_by_bit() -> None:
+    weights = {"w": torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
+    assert torch.equal(average_weights([weights] * 7, [1, 3, 0, 5, 7, 11, 13])["w"], weights["w"])
+
+
+def test_without_samples_there_is_no_average() -> None:
+    average = RunningAverage()
+    average.add(client(0), 0)
+    with pytest.raises(UserError, match="expected at least one client with samples, found none"):
+        average.value()
 
 
 def test_counters_and_masks_are_those_of_the_first_client(clients: list[dict[str, Tensor]]) -> None:

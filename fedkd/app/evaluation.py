@@ -41,7 +41,8 @@ def take_evaluations(
     def read(message: Message, key: str) -> tuple[dict[str, float], Tensor | None]:
         return read_evaluation(message, key, side.server.round, shape)
 
-    found, failed = side.claims(EVALUATE, messages, replies, read)
+    failed: dict[str, str] = {}
+    found = dict(side.claims(EVALUATE, messages, replies, read, failed))
     said = {key: reason for key, reason in failed.items() if reason != NO_REPLY}
     if said and not found:
         raise RunError(too_few(side.server.round, 0, 1, said))

@@ -6,6 +6,7 @@ foreign Flower ServerApp (see ``as_flower``).
 
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fedkd.app import presence, refusals
 from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import EVALUATE, HELLO, TRAIN
 from fedkd.app.history import ClientRecord, RoundRecord
+from fedkd.app.order import in_order
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
@@ -178,24 +180,28 @@ class ServerSide:
             RunError: no reply is usable, or too few are.
         """
         received: dict[str, int] = {}
+        accepted: dict[str, Claim] = {}  # without what they carry, which is the strategy's to keep or to sum up
+        failed = {key: NOT_THERE for key in self._drawn if key in self.presence.absent}
 
-        def read(message: Message, key: str) -> Claim:
+        def read(message: Message, key: str) -> Reply[Any] | None:
             claim = read_reply(message, self._expectation(key))
             _count(received, claim.knowledge, message)
-            return claim
+            accepted[key] = claim._replace(knowledge=None)
+            return None if claim.knowledge is None else Reply(self.roster[key].card, claim.knowledge)
 
-        accepted, failed = self.claims(TRAIN, messages, replies, read)
+        def usable() -> Iterator[Reply[Any]]:
+            arrivals = self.claims(TRAIN, messages, replies, read, failed)
+            yield from (reply for reply in in_order(self._drawn, arrivals) if reply is not None)
+            if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
+                raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
+
+        with self.server_half("collect"):
+            coming = usable()
+            collected = self.strategy.collect(self.server, coming)
+            deque(coming, maxlen=0)  # also what the method left unread is checked and counted
         self._state_digests |= {key: claim.state for key, claim in accepted.items()}
-        failed |= {key: NOT_THERE for key in self._drawn if key in self.presence.absent}
-        if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
-            raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
-        usable = [
-            Reply(self.roster[key].card, claim.knowledge)
-            for key, claim in sorted(accepted.items())
-            if claim.knowledge is not None
-        ]
         with self.server_half("round"):
-            self._common = self.strategy.server_round(self.server, usable)
+            self._common = self.strategy.server_round(self.server, collected)
             expect_knowledge("server_round", self._common)
             expect_tensors("server.state", self.server.state)
         self._expect_finite()
@@ -208,27 +214,32 @@ class ServerSide:
         return replace(record, refused=dict(self.refused), afresh=afresh)
 
     def claims(
-        self, phase: str, messages: Iterable[Message], replies: Iterable[Message], read: Callable[[Message, str], T]
-    ) -> tuple[dict[str, T], dict[str, str]]:
-        """Return what the replies say that count, and why the other clients' do not, by client key.
+        self,
+        phase: str,
+        messages: Iterable[Message],
+        replies: Iterable[Message],
+        read: Callable[[Message, str], T],
+        failed: dict[str, str],
+    ) -> Iterator[tuple[str, T]]:
+        """Yield the client key of each reply that counts, and what it says, as they come.
 
         Args:
             phase: type of the messages.
             messages: what was asked.
-            replies: what came.
+            replies: what comes.
             read: returns what a reply says, given its client's key; raises KnowledgeError if it must not count.
+            failed: is told why the other clients' replies do not count.
         """
         asked, round_ = self._keys(messages), self.server.round
-        accepted: dict[str, T] = {}
-        failed = dict.fromkeys(asked.values(), NO_REPLY)
+        failed |= dict.fromkeys(asked.values(), NO_REPLY)
         for message in self._due(phase, replies):
             key = asked.get(message.metadata.src_node_id)
-            if key is None or key in accepted:
+            if key is None or key not in failed:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
                 LOG.warning("round %d: a reply that nobody asked for, or a second one, is not counted", round_)
                 continue
             try:
-                accepted[key] = read(message, key)
+                said = read(message, key)
             except KnowledgeError as error:
                 self._refuse(self._reason(message, phase, key))
                 failed[key] = str(error)
@@ -236,7 +247,7 @@ class ServerSide:
                 continue
             self._counted[phase][key] = round_
             del failed[key]
-        return accepted, failed
+            yield key, said
 
     def _due(self, phase: str, replies: Iterable[Message]) -> Iterator[Message]:
         """Return the replies that a phase is to look at: what came before a round began, too, and no late hellos."""

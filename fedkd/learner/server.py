@@ -1,6 +1,6 @@
 """The server as its half of a strategy sees it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd import seeding
-from fedkd.averaging import average_weights
+from fedkd.averaging import RunningAverage
 from fedkd.data.federation import Federation
 from fedkd.data.samples import Samples
 from fedkd.errors import UserError
@@ -81,16 +81,26 @@ class Server(Learner):
         """Return the name of the server's student for a client; its weights are what travels between the two."""
         return self.student_names[client.key]
 
-    def average(self, replies: Sequence[Reply[Weights]]) -> None:
+    def average(self, replies: Iterable[Reply[Weights]]) -> None:
         """Replace each student by the average of the weights that its clients sent, by number of samples.
 
         A student for which nobody with samples sent weights stays as it is.
         """
-        for name in self.students:
-            group = [r for r in replies if self.student_of(r.client) == name and r.client.num_samples]
-            if group:
-                tensors = average_weights([r.knowledge.tensors for r in group], [r.client.num_samples for r in group])
-                self.load(Weights(tensors), name)
+        for name, weights in self.averages(replies).items():
+            self.load(weights, name)
+
+    def averages(self, replies: Iterable[Reply[Weights]]) -> dict[str, Weights]:
+        """Average the weights that each student's clients sent, by number of samples, keeping no more than the sums.
+
+        Returns:
+            The averages by the student's name; none for a student for which nobody with samples sent weights.
+        """
+        averages: dict[str, RunningAverage] = {}
+        for reply in replies:
+            if count := reply.client.num_samples:
+                average = averages.setdefault(self.student_of(reply.client), RunningAverage())
+                average.add(reply.knowledge.tensors, count)
+        return {name: Weights(average.value()) for name, average in averages.items()}
 
     def received_model(self, reply: Reply[Weights]) -> Model:
         """Return the model whose weights a client sent."""

@@ -14,8 +14,8 @@ from fedkd.knowledge import Bundle, Knowledge
 from fedkd.learner.base import ClientCard, OnView
 from fedkd.learner.client import Client
 from fedkd.learner.requests import Answer, Fit, Request
-from fedkd.learner.server import Server
-from fedkd.strategy.base import MethodCard, Payload, Replies, Strategy
+from fedkd.learner.server import Reply, Server
+from fedkd.strategy.base import MethodCard, Payload, Strategy
 from fedkd.strategy.registry import find
 
 
@@ -86,10 +86,14 @@ class Probe(Strategy):
         with self._watching(server):
             self._inner.server_setup(server)
 
-    def server_round(self, server: Server, replies: Replies) -> Knowledge | None:
+    def collect(self, server: Server, replies: Iterator[Reply[Any]]) -> Any:  # noqa: ANN401
+        """Let the watched strategy do it."""
+        return self._inner.collect(server, replies)
+
+    def server_round(self, server: Server, collected: Any) -> Knowledge | None:  # noqa: ANN401
         """Let the watched strategy do it."""
         with self._watching(server):
-            return self._inner.server_round(server, replies)
+            return self._inner.server_round(server, collected)
 
     def download(self, server: Server, client: ClientCard, common: Knowledge | None) -> Knowledge | None:
         """Return the watched strategy's."""

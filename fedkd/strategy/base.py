@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -208,13 +208,25 @@ class Strategy(ABC):
     def server_setup(self, server: Server) -> None:  # noqa: B027 - most methods have nothing to prepare
         """Prepare the server, once, before round one, when its students have been started."""
 
+    def collect(self, server: Server, replies: Iterator[Reply[Any]]) -> Any:  # noqa: ANN401 - the method decides
+        """Take in the replies of a round as they come; they are all kept, unless a method sums them up on the way.
+
+        Args:
+            server: the server, to look at: replies are still coming, so it is not yet to be changed.
+            replies: what the clients sent, checked, in the order of their keys.
+
+        Returns:
+            What :meth:`server_round` is given.
+        """
+        return list(replies)
+
     @abstractmethod
-    def server_round(self, server: Server, replies: Replies) -> Knowledge | None:
+    def server_round(self, server: Server, replies: Any) -> Knowledge | None:  # noqa: ANN401 - see collect
         """Turn the replies of a round into knowledge.
 
         Args:
             server: the server; its models and state last from round to round.
-            replies: what the clients sent, checked, in the order of their keys.
+            replies: what the clients sent, checked, in the order of their keys; or what :meth:`collect` made of them.
 
         Returns:
             What every client receives in the next round, unless :meth:`download` gives each its own; None for nothing.

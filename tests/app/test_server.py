@@ -1,10 +1,11 @@
 """The server: its bookkeeping, what a strategy does wrong in its half, and going on after another process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 
 from fedkd.app.loop import run
 from fedkd.app.server import ServerSide
@@ -50,6 +51,36 @@ def test_the_strategy_sees_replies_in_the_order_of_the_keys(
 
     assert [reply.client.key for reply in seen[0]] == ["client-0", "client-1", "client-2", "client-3"]
     assert list(side.server.clients) == [reply.client.key for reply in seen[0]]
+
+
+def test_a_method_may_sum_up_replies_while_others_are_still_running(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def collect(self: Strategy, server: Server, replies: Iterator[Reply[SoftLabels]]) -> int:
+        for reply in replies:
+            told.append(f"{reply.client.key} taken")
+            if reply.client.key == "client-2":  # the last one is left unread, and counts all the same
+                return 3
+        return 4
+
+    monkeypatch.setattr(FedMD, "collect", collect)
+    monkeypatch.setattr(FedMD, "server_round", lambda self, server, collected: told.append(collected))
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    messages = side.train_messages(1)
+
+    def coming() -> Iterator[Message]:
+        for reply in grid.send_and_receive(messages):
+            told.append(f"node {reply.metadata.src_node_id}")
+            yield reply
+
+    record = side.take_replies(messages, coming())
+
+    expected = [text for k in range(3) for text in (f"node {k + 1}", f"client-{k} taken")]
+    assert told == [*expected, "node 4", 3]
+    assert list(record.participants) == [f"client-{k}" for k in range(4)]
 
 
 def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experiment) -> None:
