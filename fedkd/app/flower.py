@@ -64,8 +64,10 @@ def make_server_app() -> ServerApp:
 def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context, announce: Announce) -> None:
     """Run an experiment from where its folder says to its end, and write a checkpoint whenever one is due."""
     folder, run_id = found.folder, found.folder.run_id
-    # Nobody can go on with Flower's simulation as `fedkd run` starts it: its folder is claimed anew, or gone.
-    every = 0 if experiment.engine.name == "flower" else experiment.engine.checkpoint_every
+    # Nobody can go on with Flower's simulation as `fedkd run` starts it: its folder is claimed anew, or gone. Where the
+    # clients bring their own samples there is no simulation, whatever the file says.
+    simulated = experiment.engine.name == "flower" and not is_own(experiment)
+    every = 0 if simulated else experiment.engine.checkpoint_every
     start = found.start
     checkpoints = Checkpoints(folder.path / CHECKPOINTS, len(start.records) if start else 0)
 

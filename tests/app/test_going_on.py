@@ -171,6 +171,21 @@ def test_rare_checkpoints_cost_their_rounds_and_not_a_bit(tmp_path: Path) -> Non
     assert [n for phase, n in again.log if phase == "train"] == [3, 4, 5]
 
 
+def test_a_deployment_has_checkpoints_whatever_engine_the_file_names(
+    tmp_path: Path, whole: list[dict[str, Any]]
+) -> None:
+    deployment = Deployment(tmp_path, {"engine.name": "flower"})
+    nodes = deployment.nodes()
+    nodes.death = ("train", 3, "before")
+    with pytest.raises(Killed):
+        deployment.serve(nodes)
+    again = deployment.nodes()
+    deployment.serve(again)
+
+    assert [n for phase, n in again.log if phase == "train"] == [3]
+    assert deployment.rows() == whole
+
+
 def test_nodes_keep_what_a_server_may_ask_for_and_no_more(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, {"rounds": 6, "engine.evaluate_every": 0})
     deployment.serve(deployment.nodes())
