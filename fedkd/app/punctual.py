@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.flower_internals import is_server_error
+from fedkd.flower_internals import is_server_error, with_content
 
 LOG = logging.getLogger("fedkd")
 THERE = "query.there"
@@ -36,7 +36,7 @@ class Punctual(Grid):
     def __init__(self, grid: Grid) -> None:
         """Begin with nothing unanswered."""
         self._grid = grid
-        self._unanswered: dict[str, None] = {}
+        self._unanswered: dict[str, Message] = {}  # without what they hold
         self._doubted: dict[str, str] = {}  # by name of the small question, which message it is about
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -50,8 +50,7 @@ class Punctual(Grid):
                 if name in self._doubted:
                     lost.append(self._doubted.pop(name))
                     continue
-                self._unanswered.pop(name, None)
-                message = asked.pop(name, None)
+                message = asked.pop(name, None) or self._unanswered.pop(name, None)
                 yield reply if message is None else _of_its_node(reply, message)
             waited = monotonic() - start
             if not asked or (timeout is not None and waited > timeout):
@@ -61,7 +60,7 @@ class Punctual(Grid):
                 doubted = True
                 self._doubt(asked)
             sleep(_POLL_SECONDS)
-        self._unanswered = dict.fromkeys([*self._unanswered, *asked][-_MOST:])
+        self._remember(asked)
 
     def _push(self, messages: Iterable[Message]) -> dict[str, Message]:
         """Send messages; return them by Flower's names, without those that it did not take."""
@@ -89,8 +88,8 @@ class Punctual(Grid):
         """Send once more what was lost; a reply to the first one would be late."""
         again = []
         for name in lost:
-            self._unanswered[name] = None
             message = asked.pop(name)
+            self._remember({name: message})
             about = message.metadata
             what = about.group_id, about.message_type, about.dst_node_id
             LOG.warning("round %s: %s was lost on its way to node %d or back; it is sent again", *what)
@@ -103,6 +102,11 @@ class Punctual(Grid):
                 )
             )
         return self._push(again) if again else {}
+
+    def _remember(self, asked: Mapping[str, Message]) -> None:
+        """Note what may still be answered: without its tensors, which would be kept for nothing."""
+        bare = {name: with_content(message, RecordDict()) for name, message in asked.items()}
+        self._unanswered = dict([*self._unanswered.items(), *bare.items()][-_MOST:])
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""

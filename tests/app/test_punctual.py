@@ -215,6 +215,29 @@ def test_what_flower_says_in_a_nodes_stead_is_that_nodes() -> None:
     assert replies[1].error.reason == "Error: Node Unavailable"
 
 
+def test_what_flower_says_in_a_nodes_stead_is_that_nodes_also_when_it_comes_late() -> None:
+    class Gone(Slow):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return [self.stand_in if r.metadata.src_node_id == 2 else r for r in super().pull_messages(message_ids)]
+
+        stand_in: Message
+
+    content = RecordDict({"it": ConfigRecord({"much": b"x" * 1000})})
+    asked = [Message(content, dst_node_id=node, message_type="train", group_id="1") for node in (1, 2)]
+    slow = Gone(Echo(), {2: 1})
+    slow.stand_in = Message(Error(code=5, reason="Error: Node Unavailable"), reply_to=to(4)[0])
+    slow.stand_in.metadata.__dict__["_reply_to_message_id"] = "m2"
+    grid = Punctual(slow)
+
+    assert senders(grid.send_and_receive(asked, timeout=0)) == [1]
+    assert [message.content for message in grid._unanswered.values()] == [RecordDict()]
+    found = list(grid.send_and_receive(to(1), timeout=5))
+
+    assert senders(found) == [2, 1]
+    assert (found[0].metadata.message_type, found[0].metadata.group_id) == ("train", "1")
+    assert found[0].error.reason == "Error: Node Unavailable"
+
+
 class Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
