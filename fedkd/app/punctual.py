@@ -7,9 +7,10 @@ long gets a small question; whoever answers that, and not what was asked before,
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 from fedkd.flower_internals import is_server_error, with_content
 
 LOG = logging.getLogger("fedkd")
+T = TypeVar("T")
 THERE = "query.there"
 """Type of the small question; its answer is empty."""
 _DOUBT_SECONDS = 120.0
@@ -38,6 +40,7 @@ class Punctual(Grid):
         self._grid = grid
         self._unanswered: dict[str, Message] = {}  # without what they hold
         self._doubted: dict[str, str] = {}  # by name of the small question, which message it is about
+        self._nodes: list[int] = []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages, and yield what is answered in time; and what was asked before and is answered only now."""
@@ -68,21 +71,16 @@ class Punctual(Grid):
         return {name: message for name, message in zip(self._grid.push_messages(sent), sent, strict=False) if name}
 
     def _pull(self, names: list[str]) -> Iterable[Message]:
-        """Return the replies that are there; none if the SuperLink has failed, which is no reason to end a run."""
-        try:
-            return self._grid.pull_messages(names)
-        except Exception as error:
-            if not is_server_error(error):
-                raise
-            problem = str(error).partition("\n")[0]
-            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", problem)
-            return []
+        """Return the replies that are there."""
+        return _unless_it_fails("look for replies", lambda: list(self._grid.pull_messages(names)), [])
 
     def _doubt(self, asked: Mapping[str, Message]) -> None:
         """Ask the nodes that are silent whether they are there."""
         for name, message in asked.items():
             question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=THERE)
-            self._doubted |= dict.fromkeys(self._push([question]), name)
+            found = _unless_it_fails("take a question", partial(self._push, [question]), {})
+            self._doubted |= dict.fromkeys(found, name)
+        self._doubted = dict([*self._doubted.items()][-_MOST:])
 
     def _again(self, lost: Iterable[str], asked: dict[str, Message]) -> dict[str, Message]:
         """Send once more what was lost; a reply to the first one would be late."""
@@ -101,7 +99,7 @@ class Punctual(Grid):
                     group_id=about.group_id,
                 )
             )
-        return self._push(again) if again else {}
+        return _unless_it_fails("take what was lost", partial(self._push, again), {}) if again else {}
 
     def _remember(self, asked: Mapping[str, Message]) -> None:
         """Note what may still be answered: without its tensors, which would be kept for nothing."""
@@ -117,8 +115,9 @@ class Punctual(Grid):
         return self._grid.pull_messages(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are there."""
-        return self._grid.get_node_ids()
+        """Return the nodes that are there; where the SuperLink fails to say so, those that were there before."""
+        self._nodes = _unless_it_fails("list its nodes", lambda: list(self._grid.get_node_ids()), self._nodes)
+        return self._nodes
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -134,6 +133,20 @@ class Punctual(Grid):
     def run(self) -> Any:  # noqa: ANN401
         """Flower's run information."""
         return self._grid.run
+
+
+def _unless_it_fails(what: str, ask: Callable[[], T], otherwise: T) -> T:
+    """Return what the SuperLink answers; if it has failed itself, something else: no reason to end a run.
+
+    Only for what changes nothing, or is help that nobody counts on: whatever else was stored in part, who knows.
+    """
+    try:
+        return ask()
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        LOG.warning("the SuperLink failed to %s; the run goes on: %s", what, str(error).partition("\n")[0])
+        return otherwise
 
 
 def _of_its_node(reply: Message, message: Message) -> Message:

@@ -262,6 +262,75 @@ def test_a_superlink_that_fails_once_is_asked_again(status: int) -> None:
             list(replies)
 
 
+class Failing(Queues):
+    """Of these pushes the SuperLink fails, counted from 1, and of every list of nodes but the first."""
+
+    def __init__(self, lost: set[str], pushes: set[int], status: int = 500) -> None:
+        super().__init__(lost)
+        self.pushes, self.status, self.pushed, self.listed = pushes, status, 0, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.pushed += 1
+        if self.pushed in self.pushes:
+            raise Refused(self.status)
+        return super().push_messages(messages)
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.listed += 1
+        if self.listed > 1:
+            raise Refused(self.status)
+        return [1, 2]
+
+
+@pytest.mark.usefixtures("_doubting")
+@pytest.mark.parametrize(
+    ("push", "sent"),
+    [(2, ["train", "train", THERE, "train"]), (4, ["train", "train", THERE, THERE])],
+    ids=["the first question", "the second sending"],
+)
+def test_a_superlink_that_fails_to_take_what_only_helps_ends_no_run(push: int, sent: list[str]) -> None:
+    nodes = Failing({"m1", "m2"}, {push})
+
+    replies = Punctual(nodes).send_and_receive(to(1, 2), timeout=0.5)
+
+    assert senders(replies) == ([2] if push == 2 else [])
+    assert [kind for _, _, kind in nodes.sent] == sent
+
+
+@pytest.mark.usefixtures("_doubting")
+@pytest.mark.parametrize("push", [2, 3])
+def test_what_is_forbidden_is_not_passed_over(push: int) -> None:
+    with pytest.raises(Refused):
+        list(Punctual(Failing({"m1"}, {push}, status=403)).send_and_receive(to(1), timeout=0.5))
+
+
+def test_a_push_that_a_round_needs_is_not_passed_over() -> None:
+    with pytest.raises(Refused):
+        list(Punctual(Failing(set(), {1})).send_and_receive(to(1), timeout=0.5))
+
+
+def test_a_superlink_that_fails_to_list_its_nodes_has_those_that_it_had() -> None:
+    grid = Punctual(Failing(set(), set()))
+
+    assert [list(grid.get_node_ids()) for _ in range(2)] == [[1, 2], [1, 2]]
+    grid = Punctual(Failing(set(), set(), status=403))
+    grid.get_node_ids()
+    with pytest.raises(Refused):
+        grid.get_node_ids()
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_only_the_newest_questions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(punctual, "_MOST", 2)
+    nodes = Queues({f"m{n}" for n in range(1, 100)})
+    grid = Punctual(nodes)
+
+    for _ in range(4):
+        assert senders(grid.send_and_receive(to(1), timeout=0.2)) == []
+
+    assert list(grid._doubted) == [name for name, _, kind in nodes.sent if kind == THERE][-2:]
+
+
 def test_everything_else_is_flowers() -> None:
     slow = Slow(Echo(), {})
     grid = Punctual(slow)
