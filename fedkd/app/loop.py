@@ -86,9 +86,12 @@ def run(
     side = ServerSide(experiment, run_id)
     timeout = experiment.engine.timeout
     snapshot = start.snapshot if start else None
-    nodes = wait_for_nodes(grid, experiment, len(snapshot.roster) if snapshot else 0)
-    side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
     records = list(start.records) if start else []
+    if snapshot is not None and snapshot.roster and len(records) == experiment.rounds:
+        side.welcome([], snapshot)  # nobody is asked anything any more
+    else:
+        nodes = wait_for_nodes(grid, experiment, len(snapshot.roster) if snapshot else 0)
+        side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
     clients = list(snapshot.clients) if snapshot else []
     earlier = sum(record.seconds for record in records)
     for round_ in range(len(records) + 1, experiment.rounds + 1):
