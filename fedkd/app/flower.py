@@ -35,6 +35,7 @@ from fedkd.app.wire import Header, expect_sealed, header_of, number
 from fedkd.config import Experiment
 from fedkd.data.own import Owner, build_node
 from fedkd.errors import UserError
+from fedkd.flower_internals import is_simulation
 from fedkd.knowledge import KnowledgeError
 
 LOG = logging.getLogger("fedkd")
@@ -81,7 +82,7 @@ def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context,
         folder.add_round(record)
         announce("round", record.to_json())
 
-    carrier = Punctual(grid) if is_own(experiment) else grid
+    carrier = grid if is_simulation(grid) else Punctual(grid)
     finished = run(carrier, experiment, add_round, keep, start, run_id)
     states = {} if is_own(experiment) else _states_here(context, finished, run_id)
     folder.finish(finished, client_models(experiment, states) if states else {})

@@ -76,9 +76,10 @@ class Punctual(Grid):
 
     def _doubt(self, asked: Mapping[str, Message]) -> None:
         """Ask the nodes that are silent whether they are there."""
+        none: dict[str, Message] = {}
         for name, message in asked.items():
             question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=THERE)
-            found = _unless_it_fails("take a question", partial(self._push, [question]), {})
+            found = _unless_it_fails("take a question", partial(self._push, [question]), none)
             self._doubted |= dict.fromkeys(found, name)
         self._doubted = dict([*self._doubted.items()][-_MOST:])
 
