@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.app.checkpoint import KEPT, Snapshot
-from fedkd.app.evaluation import evaluate_messages, take_evaluations
+from fedkd.app.evaluation import evaluate_messages, evaluated, take_evaluations
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -101,8 +101,8 @@ def run(
         record = side.take_replies(messages, _exchange(grid, messages, timeout))
         if _is_due(round_, experiment):
             messages = evaluate_messages(side)
-            metrics, clients, unmeasured = take_evaluations(side, messages, _exchange(grid, messages, timeout))
-            record = replace(record, metrics=metrics, unmeasured=unmeasured, refused=dict(side.refused))
+            found = take_evaluations(side, messages, _exchange(grid, messages, timeout))
+            record, clients = evaluated(record, found, side.refused), found.clients
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
         snapshot = side.snapshot(records[-1], clients)

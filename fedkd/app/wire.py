@@ -139,9 +139,14 @@ def knowledge_of(records: RecordDict, codecs: Sequence[Codec] = ()) -> Knowledge
     return decode_knowledge(codecs, str(name), to_tensors(record))
 
 
-def payload_bytes(records: RecordDict) -> int:
-    """Return the bytes of all tensors of a message's payload as they travel, coded if they are, without the framing."""
-    record = records.get(PAYLOAD)
+def payload_bytes(records: RecordDict, name: str = PAYLOAD) -> int:
+    """Return the bytes of all tensors of a message's payload as they travel, coded if they are, without the framing.
+
+    Args:
+        records: of the message.
+        name: of the record that holds the tensors, if it is not the payload's.
+    """
+    record = records.get(name)
     array = record.get(TENSORS) if isinstance(record, ArrayRecord) else None
     if array is None:
         return 0

@@ -303,9 +303,9 @@ def test_the_server_takes_no_mutated_evaluation(parties: Parties) -> None:
     replies = parties.answers(parties.evaluate)
     others = [m for m in replies if m.metadata.src_node_id != parties.node]
     for changed in changed_messages(parties.mine(replies), 170, seed=6):
-        _, clients, unmeasured = take_evaluations(parties.side, parties.evaluate, [changed, *others])
+        _, clients, unmeasured, _ = take_evaluations(parties.side, parties.evaluate, [changed, *others])
         assert list(unmeasured) == [VICTIM], changed.content
         assert [client.client for client in clients] == ["client-0", "client-2"]
         assert len(unmeasured[VICTIM]) < 1_000
-    assert not take_evaluations(parties.side, parties.evaluate, replies)[2]
+    assert not take_evaluations(parties.side, parties.evaluate, replies).unmeasured
     assert torch.get_num_threads() == 1
