@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from fedkd import simulate
 from fedkd.config import parse
 from fedkd.data.samples import Samples
-from fedkd.learner import cohort
+from fedkd.learner import cohort, worth
 from fedkd.learner.fit import fit
 from fedkd.learner.model import fresh
 from fedkd.learner.requests import Fit, OnTarget
@@ -102,7 +102,7 @@ def step(architecture: str, shape: tuple[int, ...], batch: int) -> None:
     few = asked[:4]
     alone = _seconds(lambda: [fit(one) for one in few]) / len(few) / STEPS
     together = _seconds(lambda: cohort.fit_cohort(asked)) / TOGETHER / STEPS
-    size = cohort.multiplications(asked[0].models["student"].spec) * batch / 1e6
+    size = worth.multiplications(asked[0].models["student"].spec) * batch / 1e6
     print(
         f"{architecture:<10} {'x'.join(map(str, shape)):<9} batch {batch:>3}  {size:7.1f} million multiplications  "
         f"alone {alone * 1e3:6.3f} ms  together {together * 1e3:6.3f} ms  {alone / together:5.1f} times",

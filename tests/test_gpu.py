@@ -12,7 +12,7 @@ from fedkd import simulate
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.result import Result
-from fedkd.learner import cohort
+from fedkd.learner import worth
 from fedkd.learner.plan import plan
 from fedkd.seeding import seed_torch
 from fedkd.strategy import contract
@@ -104,5 +104,5 @@ def test_trains_in_bfloat16(name: str) -> None:
 def test_larger_steps_are_vectorised_there() -> None:
     asked = experiment("fedmd", **{"engine.plan": "cohorts", "train.batch_size": 256})
     there, here = (plan(one, build(one).holdings) for one in (asked, asked.changed(**{"train.device": "cpu"})))
-    assert cohort.LARGEST_STEP["cuda"] > cohort.LARGEST_STEP["cpu"]
+    assert worth.LARGEST_STEP["cuda"] > worth.LARGEST_STEP["cpu"]
     assert [part.vectorised for part in there] != [part.vectorised for part in here]

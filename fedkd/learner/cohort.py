@@ -8,21 +8,18 @@ cohort: a convolution's kernel is chosen by the total number of input channels, 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 
 from fedkd.learner.fit import answer, batches, join, loss_of, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.traced import traced
-from fedkd.models import ModelSpec, skeleton
+from fedkd.learner.worth import vectorisable, worth_it
 
-LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
-"""Multiplications of one client's step (forward) up to which vectorising was faster, by type of device: see decision 5.
-On a GPU no larger step was tried."""
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
 ROUND_UP_TO = 8
@@ -48,38 +45,6 @@ def pays(request: Fit) -> bool:
     models = [*request.models.values(), *request.teachers.values()]
     together = all(vectorisable(model.spec, autocast=request.autocast) for model in models)
     return together and worth_it([m.spec for m in models], request.batch_size, request.samples.inputs.device)
-
-
-def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) -> bool:
-    """Whether steps on these models are small enough to be faster when they are vectorised.
-
-    A pure function of what the experiment says, so that a run's bits never depend on the machine.
-    """
-    largest = LARGEST_STEP.get(device.type, LARGEST_STEP["cpu"])
-    return batch_size * sum(multiplications(spec) for spec in specs) <= largest
-
-
-@lru_cache
-def multiplications(spec: ModelSpec) -> int:
-    """Return the number of multiplications of a forward pass of one sample, counted by torch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
-    return int(counter.get_total_flops()) // 2
-
-
-def vectorisable(spec: ModelSpec, *, autocast: bool = False) -> bool:
-    """Whether models of this architecture may be trained together.
-
-    Dropout draws for the cohort, not for the client; and torch cannot vectorise BatchNorm over inputs in bfloat16.
-    """
-    unfit: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
-    if autocast:
-        unfit = (*unfit, nn.modules.batchnorm._BatchNorm)
-    # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
-    modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
-    return not any(isinstance(module, unfit) for module in modules)
 
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:

@@ -11,7 +11,7 @@ import torch
 
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.learner.cohort import vectorisable, worth_it
+from fedkd.learner.worth import vectorisable, worth_it
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,8 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     cohorts = []
     for (architecture, view), group in members.items():
         spec = federation.model_spec(architecture, view)
-        together = (  # in this order: to count multiplications takes torch a second, the first time
-            engine.plan == "cohorts"
-            and vectorisable(spec, autocast=train.autocast)
-            and worth_it([spec], train.batch_size, device)
-        )
+        pays = vectorisable(spec, autocast=train.autocast) and worth_it([spec], train.batch_size, device)
+        together = engine.plan == "cohorts" and pays
         number = -(-len(group) // engine.cohort_size) if together else len(group)
         cohorts.append(Cohort(architecture, view, together, _cut(group, number)))
     return cohorts

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from fedkd import losses
 from fedkd.data.samples import Samples
 from fedkd.learner import cohort
-from fedkd.learner.cohort import answer_together, vectorisable
+from fedkd.learner.cohort import answer_together
 from fedkd.learner.fit import answer, fit, predict
 from fedkd.learner.model import Model, Network, fresh
 from fedkd.learner.requests import Batch, Fit, Predict
+from fedkd.learner.worth import vectorisable
 from fedkd.models import ModelSpec
 from fedkd.optimisers import Optimiser
 

@@ -7,10 +7,8 @@ import torch
 
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.learner import cohort
-from fedkd.learner.cohort import multiplications, worth_it
+from fedkd.learner import cohort, worth
 from fedkd.learner.plan import plan
-from fedkd.models import ModelSpec
 
 
 def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
@@ -46,23 +44,8 @@ def test_nothing_but_the_experiment_decides() -> None:
         assert plan(other, keys) == plan(experiment, build(experiment).holdings)
 
 
-def test_multiplications_are_those_of_the_layers() -> None:
-    spec = ModelSpec("mlp", (1, 8, 8), 10, 64)
-    assert multiplications(spec) == 64 * 128 + 128 * 64 + 64 * 10
-    assert multiplications(ModelSpec("linear", (5,), 3, 7)) == 5 * 7 + 7 * 3
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_larger_steps_are_worth_it_on_a_gpu(device: str) -> None:
-    spec, there = ModelSpec("mlp", (1, 8, 8), 10, 64), torch.device(device)
-    limit = cohort.LARGEST_STEP[device] / multiplications(spec)
-    assert worth_it([spec], int(limit), there)
-    assert not worth_it([spec], int(limit) + 1, there)
-    assert not worth_it([spec, spec], int(limit), there)
-
-
 def test_what_is_not_worth_it_runs_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cohort.LARGEST_STEP, "cpu", 0)
+    monkeypatch.setitem(worth.LARGEST_STEP, "cpu", 0)
     monkeypatch.setattr(cohort, "fit_cohort", lambda requests: pytest.fail("was vectorised"))
     from fedkd import simulate
 

@@ -5,7 +5,7 @@ import torch
 
 from fedkd import models
 from fedkd.errors import UserError
-from fedkd.learner.cohort import multiplications
+from fedkd.learner.worth import multiplications
 from fedkd.models import ModelSpec
 from fedkd.models.signal import PointsAndSteps
 from tests.models.checks import a_cohort_equals_one_by_one, a_gradient_reaches_every_parameter, accuracy_after

@@ -7,7 +7,7 @@ import torch
 from fedkd import Result, simulate
 from fedkd.data import sources
 from fedkd.data.federation import build
-from fedkd.learner import cohort
+from fedkd.learner import worth
 from fedkd.learner.plan import plan
 from fedkd.models import registry as models
 from fedkd.strategy import (
@@ -70,7 +70,7 @@ def logits(result: Result, inputs: torch.Tensor) -> dict[tuple[str, str], torch.
 def test_plans_agree_in_single_precision(
     strategy: str, architecture: str, digits_of_all_kinds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cohort.LARGEST_STEP, "cpu", float("inf"))  # large steps would be left alone, and agree
+    monkeypatch.setitem(worth.LARGEST_STEP, "cpu", float("inf"))  # large steps would be left alone, and agree
     assert logits_apart(strategy, architecture, digits_of_all_kinds) <= LOGITS_AGREE_WITHIN
 
 

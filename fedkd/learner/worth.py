@@ -1,0 +1,66 @@
+"""Whether it is worth while to train clients together: their models must allow it, and their steps be small."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from fedkd.models import ModelSpec, skeleton
+
+LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
+"""Multiplications of one client's step (forward) up to which vectorising was faster, by type of device: see decision 5.
+On a GPU no larger step was tried."""
+
+
+def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) -> bool:
+    """Whether steps on these models are small enough to be faster when they are vectorised.
+
+    A pure function of what the experiment says, so that a run's bits never depend on the machine.
+    """
+    largest = LARGEST_STEP.get(device.type, LARGEST_STEP["cpu"])
+    return batch_size * sum(multiplications(spec) for spec in specs) <= largest
+
+
+@lru_cache
+def multiplications(spec: ModelSpec) -> int:
+    """Return the number of multiplications of a forward pass of one sample, by torch's own formulas."""
+    counter = _Multiplications()
+    with counter, torch.no_grad():
+        skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
+    return counter.total
+
+
+class _Multiplications(TorchDispatchMode):
+    """Counts what torch's ``FlopCounterMode`` counts, halved, without a second and 80 MB for an import of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping the method above: that is what imports its compiler."""
+        return False
+
+
+def vectorisable(spec: ModelSpec, *, autocast: bool = False) -> bool:
+    """Whether models of this architecture may be trained together.
+
+    Dropout draws for the cohort, not for the client; and torch cannot vectorise BatchNorm over inputs in bfloat16.
+    """
+    unfit: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
+    if autocast:
+        unfit = (*unfit, nn.modules.batchnorm._BatchNorm)
+    # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
+    modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
+    return not any(isinstance(module, unfit) for module in modules)

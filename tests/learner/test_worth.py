@@ -1,0 +1,47 @@
+"""What training together pays for: multiplications, counted, against a limit."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedkd.learner import worth
+from fedkd.learner.worth import multiplications, worth_it
+from fedkd.models import ModelSpec, skeleton
+
+
+def test_multiplications_are_those_of_the_layers() -> None:
+    spec = ModelSpec("mlp", (1, 8, 8), 10, 64)
+    assert multiplications(spec) == 64 * 128 + 128 * 64 + 64 * 10
+    assert multiplications(ModelSpec("linear", (5,), 3, 7)) == 5 * 7 + 7 * 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_larger_steps_are_worth_it_on_a_gpu(device: str) -> None:
+    spec, there = ModelSpec("mlp", (1, 8, 8), 10, 64), torch.device(device)
+    limit = worth.LARGEST_STEP[device] / multiplications(spec)
+    assert worth_it([spec], int(limit), there)
+    assert not worth_it([spec], int(limit) + 1, there)
+    assert not worth_it([spec, spec], int(limit), there)
+
+
+@pytest.mark.parametrize("architecture", ["cnn-bn", "resnet-gn", "resnet18"])
+def test_multiplications_are_half_of_what_torch_counts(architecture: str) -> None:
+    spec = ModelSpec(architecture, (3, 16, 16), 10, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        skeleton(spec, training=False)(torch.zeros(1, 3, 16, 16))
+    assert multiplications(spec) == counter.get_total_flops() / 2
+
+
+def test_to_count_does_not_import_a_compiler() -> None:
+    """It would take a second, and 80 MB, in every process."""
+    code = """
+import sys
+from fedkd.learner.worth import multiplications
+from fedkd.models import ModelSpec
+assert multiplications(ModelSpec("cnn", (1, 8, 8), 10, 64)) > 0
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
