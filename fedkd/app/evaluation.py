@@ -39,7 +39,7 @@ def evaluate_messages(side: ServerSide) -> list[Message]:
     return [
         side.message_to(participant.node_id, EVALUATE, side.header_for(key))
         for key, participant in side.roster.items()
-        if participant.models and key not in side.presence.absent
+        if participant.said.models and key not in side.presence.absent
     ]
 
 
@@ -61,7 +61,7 @@ def take_evaluations(side: ServerSide, messages: Iterable[Message], replies: Ite
         raise RunError(too_few(side.server.round, 0, 1, said))
     clients = [side.roster[key].record(scores) for key, (scores, *_) in sorted(found.items())]
     logits = {key: outputs for key, (_, outputs, _) in sorted(found.items()) if outputs is not None}
-    absent = sorted(key for key in side.presence.absent if side.roster[key].models)
+    absent = sorted(key for key in side.presence.absent if side.roster[key].said.models)
     unmeasured = dict(sorted(failed.items())) | dict.fromkeys(absent, NOT_THERE)
     return Evaluation(_metrics(side, clients, logits), clients, unmeasured, sum(size for *_, size in found.values()))
 

@@ -28,7 +28,7 @@ from fedkd.app.going_on import Opened, opened
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
-from fedkd.app.punctual import THERE, Punctual
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, new_folder, read_lines
 from fedkd.app.state import RUN_ID, FolderStates, State
 from fedkd.app.wire import Header, expect_sealed, header_of, number
@@ -103,7 +103,7 @@ def make_client_app() -> ClientApp:
     app.train()(handle)
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
-    app.query(THERE.partition(".")[2])(lambda message, context: Message(RecordDict(), reply_to=message))
+    app.query(ARE_YOU_THERE.partition(".")[2])(lambda message, context: Message(RecordDict(), reply_to=message))
     return app
 
 

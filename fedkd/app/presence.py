@@ -7,8 +7,9 @@ greeted again, and takes part again if it says of itself what it said before rou
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
+from fedkd.app.introduction import Said
 from fedkd.app.roster import Answers, Participant, two_of
 
 LOG = logging.getLogger("fedkd")
@@ -76,7 +77,7 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
         if node not in taken:
             _refuse(presence, node, reason, counted=node not in answers.failed)
     found = {node: said for node, said in sorted(answers.nodes.items()) if node not in taken}
-    names = Counter(participant.card.key for participant in found.values())
+    names = Counter(said.card.key for said in found.values())
     changed = dict(roster)
     for node, said in found.items():
         key = said.card.key
@@ -97,7 +98,7 @@ def _taken(presence: Presence, roster: Mapping[str, Participant]) -> set[int]:
     return {participant.node_id for key, participant in roster.items() if key not in presence.absent}
 
 
-def _problem(said: Participant, known: Participant | None, is_absent: bool, count: int) -> str:
+def _problem(said: Said, known: Participant | None, is_absent: bool, count: int) -> str:
     """Return why a node is not the client that it says it is; nothing if it is."""
     key = said.card.key
     if known is None:
@@ -106,8 +107,8 @@ def _problem(said: Participant, known: Participant | None, is_absent: bool, coun
         return two_of(key, count)
     if not is_absent:
         return two_of(key, 2)
-    for name in ("card", "label_counts", "missing", "models"):
-        before, now = getattr(known, name), getattr(said, name)
+    for name in (said_of.name for said_of in fields(Said)):
+        before, now = getattr(known.said, name), getattr(said, name)
         if before != now:
             expected = f"expected what it said before round one, {before!r:.200}"
             return f"{key}: {name.replace('_', ' ')}: {expected}, found {now!r:.200}; give it back its samples"

@@ -19,7 +19,7 @@ from fedkd.flower_internals import is_server_error, with_content
 
 LOG = logging.getLogger("fedkd")
 T = TypeVar("T")
-THERE = "query.there"
+ARE_YOU_THERE = "query.there"
 """Type of the small question; its answer is empty."""
 _DOUBT_SECONDS = 120.0
 """Of silence, before a node is doubted. Of a node, or client half, that has died Flower tells after about 70."""
@@ -78,7 +78,7 @@ class Punctual(Grid):
         """Ask the nodes that are silent whether they are there."""
         none: dict[str, Message] = {}
         for name, message in asked.items():
-            question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=THERE)
+            question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=ARE_YOU_THERE)
             found = _unless_it_fails("take a question", partial(self._push, [question]), none)
             self._doubted |= dict.fromkeys(found, name)
         self._doubted = dict([*self._doubted.items()][-_MOST:])

@@ -24,7 +24,7 @@ from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.validation import Claim, Expectation, read_reply
-from fedkd.app.wire import Packed, pack, payload_bytes
+from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
@@ -118,7 +118,7 @@ class ServerSide:
             self.presence = presence.greeted(answers, self.roster)
             for line in described(self.roster):
                 LOG.info("takes part: %s", line)
-        self.server.clients = {key: participant.card for key, participant in self.roster.items()}
+        self.server.clients = {key: participant.said.card for key, participant in self.roster.items()}
         self.strategy.check_clients(list(self.server.clients.values()))
         with self.server_half("setup"):
             self.server.start_students(self.strategy.server_model)
@@ -190,7 +190,7 @@ class ServerSide:
         if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
             raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
         usable = [
-            Reply(self.roster[key].card, claim.knowledge)
+            Reply(self.roster[key].said.card, claim.knowledge)
             for key, claim in sorted(accepted.items())
             if claim.knowledge is not None
         ]
@@ -225,7 +225,7 @@ class ServerSide:
             key = asked.get(message.metadata.src_node_id)
             if refusals.is_late_error(message, phase, round_):
                 self._refuse(refusals.LATE)
-                LOG.warning("round %d: what was asked before has failed: %s", round_, message.error.reason)
+                LOG.warning("round %d: what was asked before has failed: %s", round_, reason_in(message)[-200:])
                 continue
             if key is None or key in accepted:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
@@ -252,7 +252,7 @@ class ServerSide:
                 self._waiting.append(message)
 
     def _expectation(self, key: str) -> Expectation:
-        card, settings = self.roster[key].card, self.experiment.federation
+        card, settings = self.roster[key].said.card, self.experiment.federation
         student = self.server.student_names.get(key)
         contract = Contract(
             classes=len(self.federation.classes),
@@ -306,7 +306,7 @@ class ServerSide:
             raise RunError(f"round {self.server.round}: the strategy's server half failed.\n{text}") from error
 
     def _participants(self, round_: int) -> list[str]:
-        keys = [key for key, participant in sorted(self.roster.items()) if participant.models]
+        keys = [key for key, participant in sorted(self.roster.items()) if participant.said.models]
         count = max(1, round(self.experiment.federation.participation * len(keys))) if keys else 0
         source = seeding.generator(self.experiment.seed, "participants", round_)
         return sorted(keys[k] for k in torch.randperm(len(keys), generator=source)[:count].tolist())

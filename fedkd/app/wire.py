@@ -30,6 +30,8 @@ SEAL: Final = "seal"
 _LENGTH = 8
 """Bytes that say how long the header of a safetensors file is."""
 _CHECKSUM = hashlib.sha256().digest_size
+_LONGEST_REASON = 20_000
+"""Characters of a client's traceback that are kept: the last ones."""
 
 Header = dict[str, str | int | float | bool | list[int] | list[str]]
 
@@ -104,6 +106,11 @@ def header_of(records: RecordDict) -> Header:
     if not isinstance(record, ConfigRecord):
         raise KnowledgeError(f"message: expected a record named {HEADER!r}, found {sorted(records)!s:.200}")
     return dict(record.items())  # type: ignore[arg-type]  # of the record itself is several times as slow
+
+
+def reason_in(message: Message) -> str:
+    """Return why a client failed, as its error says it."""
+    return (message.error.reason or "").strip()[-_LONGEST_REASON:]
 
 
 def number(header: Header, name: str) -> int:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd import simulate
 from fedkd.app import flower
 from fedkd.app.flower import experiment_of, make_client_app, make_server_app
-from fedkd.app.punctual import THERE, Punctual
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.run_folder import read_lines, read_models
 from fedkd.app.wire import pack
 from fedkd.config import Experiment
@@ -183,7 +183,7 @@ def test_a_node_of_no_simulation_is_told_what_it_lacks(number: object, tmp_path:
 def test_the_small_question_needs_neither_data_nor_a_run() -> None:
     nodes = Nodes(EXPERIMENT, {})
 
-    [reply] = nodes.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type=THERE)])
+    [reply] = nodes.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type=ARE_YOU_THERE)])
 
     assert not reply.has_error()
     assert not reply.content

@@ -425,8 +425,8 @@ def test_the_server_takes_no_impossible_introduction(own: Parties) -> None:
         }
         inside += len(found)
         for participant in found.values():
-            assert sum(participant.label_counts) == participant.card.num_samples > 0
-            assert participant.card.architecture == "mlp"
+            assert sum(participant.said.label_counts) == participant.said.card.num_samples > 0
+            assert participant.said.card.architecture == "mlp"
     assert 0 < inside < 170, "some are harmless, such as those with a further field"
 
 

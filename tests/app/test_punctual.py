@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.app import punctual
-from fedkd.app.punctual import THERE, Punctual
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.refusals import LATE
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -124,7 +124,7 @@ class Queues(Slow):
             message.metadata.__dict__["_message_id"] = names[-1]
             node, kind = message.metadata.dst_node_id, message.metadata.message_type
             self.sent.append((names[-1], node, kind))
-            seconds = 1 if kind == THERE else self.seconds
+            seconds = 1 if kind == ARE_YOU_THERE else self.seconds
             self.queues.setdefault(node, []).append((names[-1], message, seconds))
         return names
 
@@ -154,7 +154,7 @@ def test_what_is_lost_is_sent_once_more(caplog: pytest.LogCaptureFixture) -> Non
     replies = list(Punctual(nodes).send_and_receive(asked, timeout=20))
 
     assert senders(replies) == [1, 3, 2]
-    assert nodes.sent[3:] == [("m4", 2, THERE), ("m5", 2, "train")]
+    assert nodes.sent[3:] == [("m4", 2, ARE_YOU_THERE), ("m5", 2, "train")]
     assert replies[2].metadata.reply_to_message_id == "m5"
     assert replies[2].content["it"] == content["it"]
     assert "round 7: train was lost on its way to node 2 or back; it is sent again" in caplog.text
@@ -166,7 +166,7 @@ def test_a_node_that_is_still_at_it_gets_the_small_question_and_nothing_twice() 
     grid = Punctual(nodes)
 
     assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2]
-    assert [kind for _, _, kind in nodes.sent] == ["train", "train", THERE, THERE]
+    assert [kind for _, _, kind in nodes.sent] == ["train", "train", ARE_YOU_THERE, ARE_YOU_THERE]
     nodes.seconds = 1
     assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2], "answers to small questions are no replies"
     assert not any(nodes.queues.values())
@@ -177,7 +177,7 @@ def test_what_is_lost_again_is_not_sent_a_third_time() -> None:
     nodes = Queues({"m1", "m3"})
 
     assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
-    assert [kind for _, _, kind in nodes.sent] == ["train", THERE, "train"]
+    assert [kind for _, _, kind in nodes.sent] == ["train", ARE_YOU_THERE, "train"]
 
 
 @pytest.mark.usefixtures("_doubting")
@@ -185,7 +185,7 @@ def test_a_lost_question_changes_nothing() -> None:
     nodes = Queues({"m1", "m2"})
 
     assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
-    assert [kind for _, _, kind in nodes.sent] == ["train", THERE]
+    assert [kind for _, _, kind in nodes.sent] == ["train", ARE_YOU_THERE]
 
 
 def test_nobody_is_doubted_before_flower_itself_would_tell_of_a_dead_node() -> None:
@@ -285,7 +285,7 @@ class Failing(Queues):
 @pytest.mark.usefixtures("_doubting")
 @pytest.mark.parametrize(
     ("push", "sent"),
-    [(2, ["train", "train", THERE, "train"]), (4, ["train", "train", THERE, THERE])],
+    [(2, ["train", "train", ARE_YOU_THERE, "train"]), (4, ["train", "train", ARE_YOU_THERE, ARE_YOU_THERE])],
     ids=["the first question", "the second sending"],
 )
 def test_a_superlink_that_fails_to_take_what_only_helps_ends_no_run(push: int, sent: list[str]) -> None:
@@ -328,7 +328,7 @@ def test_only_the_newest_questions_are_remembered(monkeypatch: pytest.MonkeyPatc
     for _ in range(4):
         assert senders(grid.send_and_receive(to(1), timeout=0.2)) == []
 
-    assert list(grid._doubted) == [name for name, _, kind in nodes.sent if kind == THERE][-2:]
+    assert list(grid._doubted) == [name for name, _, kind in nodes.sent if kind == ARE_YOU_THERE][-2:]
 
 
 def test_everything_else_is_flowers() -> None:
