@@ -107,7 +107,7 @@ def _problem(said: Said, known: Participant | None, is_absent: bool, count: int)
         return two_of(key, count)
     if not is_absent:
         return two_of(key, 2)
-    for name in (said_of.name for said_of in fields(Said)):
+    for name in (part.name for part in fields(Said)):
         before, now = getattr(known.said, name), getattr(said, name)
         if before != now:
             expected = f"expected what it said before round one, {before!r:.200}"
