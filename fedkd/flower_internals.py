@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
+    from flwr.serverapp import Grid
 
 _SERVER_ERROR = 500
 
@@ -40,3 +41,10 @@ def is_server_error(error: Exception) -> bool:
     """Whether the SuperLink has answered that it failed itself (HTTP 500 and above), as when its database is locked."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     return isinstance(status, int) and status >= _SERVER_ERROR
+
+
+def is_simulation(grid: "Grid") -> bool:
+    """Whether a grid's nodes are Flower's simulated ones, which work on several messages to one of them at a time."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)

@@ -63,7 +63,7 @@ def test_run_leaves_the_promised_folder_and_prints_the_summary_as_json(here, fed
     folder = here / "runs" / "tiny"
     assert summary == json.loads((folder / "summary.json").read_text())
     assert set(summary) == {
-        *("strategy", "seed", "rounds", "digest", "metrics", "bytes_up", "bytes_down", "seconds"),
+        *("strategy", "seed", "rounds", "digest", "metrics", "bytes_up", "bytes_down", "bytes_measured", "seconds"),
     }
     assert (summary["strategy"], summary["seed"], summary["rounds"]) == ("fedavg", 4, 2)
     assert set(summary["metrics"]) == {"clients_global", "clients_local", "ensemble_global", "server_global"}

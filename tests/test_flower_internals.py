@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
-from fedkd.flower_internals import ensure_task_identity, is_server_error
+from fedkd.flower_internals import ensure_task_identity, is_server_error, is_simulation
 
 
 @pytest.fixture
@@ -41,3 +42,8 @@ def test_a_superlink_that_failed_itself_is_told_from_one_that_refuses(status: in
         answer.raise_for_status()
     assert is_server_error(raised.value) == failed
     assert not is_server_error(ValueError("500"))
+
+
+def test_a_simulations_grid_is_told_from_a_real_one() -> None:
+    assert is_simulation(InMemoryGrid.__new__(InMemoryGrid))
+    assert not is_simulation(HttpGrid.__new__(HttpGrid))

@@ -62,7 +62,7 @@ class _Adapter(FlowerStrategy):
         return self._sent
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        metrics, *_ = take_evaluations(self._side, self._sent, replies)
+        metrics = take_evaluations(self._side, self._sent, replies).metrics
         flat: dict[str, Any] = {
             f"{who}/{name}": value for who, scores in metrics.items() if scores for name, value in scores.items()
         }

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedkd.app.history import ClientRecord, RoundRecord
+from fedkd.app.introduction import Said
 from fedkd.app.roster import Participant
 from fedkd.app.state import State, flatten, from_bytes, model_tensors, other_tensors, sync_folder, to_bytes
 from fedkd.errors import RunError, UserError
@@ -221,11 +222,15 @@ def _plain(snapshot: Snapshot, tensors: Mapping[str, Tensor], states: str) -> by
         "versions": dict(snapshot.versions),
         "state_digests": dict(snapshot.state_digests),
         "states": states,
-        "roster": {key: asdict(participant) for key, participant in snapshot.roster.items()},
+        "roster": {key: _plain_participant(participant) for key, participant in snapshot.roster.items()},
         # Order and place of the tensors, which safetensors does not keep: a strategy may depend on both.
         "tensors": {name: str(tensor.device) for name, tensor in tensors.items()},
     }
     return _encoded(values)
+
+
+def _plain_participant(participant: Participant) -> dict[str, Any]:
+    return {**asdict(participant.said), "node_id": participant.node_id}
 
 
 def _manifest(files: Mapping[str, str]) -> bytes:
@@ -315,5 +320,6 @@ def _snapshot(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snaps
     )
 
 
-def _participant(said: Mapping[str, Any]) -> Participant:
-    return Participant(**{**said, "card": ClientCard(**said["card"])})
+def _participant(values: Mapping[str, Any]) -> Participant:
+    said = {name: value for name, value in values.items() if name != "node_id"}
+    return Participant(Said(**{**said, "card": ClientCard(**said["card"])}), values["node_id"])

@@ -28,13 +28,14 @@ from fedkd.app.going_on import Opened, opened
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run, run
 from fedkd.app.node import node_of
-from fedkd.app.punctual import THERE, Punctual
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, new_folder, read_lines
 from fedkd.app.state import RUN_ID, FolderStates, State
 from fedkd.app.wire import Header, expect_sealed, header_of, number
 from fedkd.config import Experiment
 from fedkd.data.own import Owner, build_node
 from fedkd.errors import UserError
+from fedkd.flower_internals import is_simulation
 from fedkd.knowledge import KnowledgeError
 
 LOG = logging.getLogger("fedkd")
@@ -64,8 +65,10 @@ def make_server_app() -> ServerApp:
 def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context, announce: Announce) -> None:
     """Run an experiment from where its folder says to its end, and write a checkpoint whenever one is due."""
     folder, run_id = found.folder, found.folder.run_id
-    # Nobody can go on with Flower's simulation as `fedkd run` starts it: its folder is claimed anew, or gone.
-    every = 0 if experiment.engine.name == "flower" else experiment.engine.checkpoint_every
+    # Nobody can go on with Flower's simulation as `fedkd run` starts it: its folder is claimed anew, or gone. Where the
+    # clients bring their own samples there is no simulation, whatever the file says.
+    simulated = experiment.engine.name == "flower" and not is_own(experiment)
+    every = 0 if simulated else experiment.engine.checkpoint_every
     start = found.start
     checkpoints = Checkpoints(folder.path / CHECKPOINTS, len(start.records) if start else 0)
 
@@ -79,7 +82,7 @@ def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context,
         folder.add_round(record)
         announce("round", record.to_json())
 
-    carrier = Punctual(grid) if is_own(experiment) else grid
+    carrier = grid if is_simulation(grid) else Punctual(grid)
     finished = run(carrier, experiment, add_round, keep, start, run_id)
     states = {} if is_own(experiment) else _states_here(context, finished, run_id)
     folder.finish(finished, client_models(experiment, states) if states else {})
@@ -100,7 +103,7 @@ def make_client_app() -> ClientApp:
     app.train()(handle)
     app.evaluate()(handle)
     app.query(HELLO.partition(".")[2])(handle)
-    app.query(THERE.partition(".")[2])(lambda message, context: Message(RecordDict(), reply_to=message))
+    app.query(ARE_YOU_THERE.partition(".")[2])(lambda message, context: Message(RecordDict(), reply_to=message))
     return app
 
 

@@ -23,6 +23,8 @@ class RoundRecord:
         digest: state digest of the run up to this round.
         metrics: ``clients_global``, ``clients_local``, ``ensemble_global``, ``server_global``; None if not evaluated.
         unmeasured: reason by key of the clients that should have been evaluated and were not.
+        bytes_measured: bytes that clients sent for the teacher ensemble to be evaluated: their outputs on the test set,
+            which are no knowledge, and which nobody would send who only trains; left out of the line where it is 0.
         refused: number of replies that were not counted, by reason (see :mod:`fedkd.app.refusals`).
         afresh: keys of the clients that began anew in this round, as their states were lost; left out of the line where
             there are none.
@@ -39,11 +41,12 @@ class RoundRecord:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     afresh: Sequence[str] = ()
+    bytes_measured: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain values."""
         values = dict(plain(asdict(self)))
-        return values if self.afresh else {name: value for name, value in values.items() if name != "afresh"}
+        return {name: value for name, value in values.items() if value or name not in ("afresh", "bytes_measured")}
 
 
 @dataclass(frozen=True)
@@ -107,5 +110,6 @@ def summarise_run(strategy: str, seed: int, records: Sequence[RoundRecord], seco
         "metrics": plain(last.metrics),
         "bytes_up": sum(sum(record.bytes_up.values()) for record in records),
         "bytes_down": sum(sum(record.bytes_down.values()) for record in records),
+        "bytes_measured": sum(record.bytes_measured for record in records),
         "seconds": round(seconds, 3),
     }

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.app.checkpoint import KEPT, Snapshot
-from fedkd.app.evaluation import evaluate_messages, take_evaluations
+from fedkd.app.evaluation import evaluate_messages, evaluated, take_evaluations
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -86,9 +86,12 @@ def run(
     side = ServerSide(experiment, run_id)
     timeout = experiment.engine.timeout
     snapshot = start.snapshot if start else None
-    nodes = wait_for_nodes(grid, experiment, len(snapshot.roster) if snapshot else 0)
-    side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
     records = list(start.records) if start else []
+    if snapshot is not None and snapshot.roster and len(records) == experiment.rounds:
+        side.welcome([], snapshot)  # nobody is asked anything any more
+    else:
+        nodes = wait_for_nodes(grid, experiment, len(snapshot.roster) if snapshot else 0)
+        side.welcome(grid.send_and_receive(side.hello_messages(nodes), timeout=timeout), snapshot)
     clients = list(snapshot.clients) if snapshot else []
     earlier = sum(record.seconds for record in records)
     for round_ in range(len(records) + 1, experiment.rounds + 1):
@@ -98,8 +101,8 @@ def run(
         record = side.take_replies(messages, _exchange(grid, messages, timeout))
         if _is_due(round_, experiment):
             messages = evaluate_messages(side)
-            metrics, clients, unmeasured = take_evaluations(side, messages, _exchange(grid, messages, timeout))
-            record = replace(record, metrics=metrics, unmeasured=unmeasured, refused=dict(side.refused))
+            found = take_evaluations(side, messages, _exchange(grid, messages, timeout))
+            record, clients = evaluated(record, found, side.refused), found.clients
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
         snapshot = side.snapshot(records[-1], clients)

@@ -7,10 +7,9 @@ greeted again, and takes part again if it says of itself what it said before rou
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
-from flwr.app import Message
-
+from fedkd.app.introduction import Said
 from fedkd.app.roster import Answers, Participant, two_of
 
 LOG = logging.getLogger("fedkd")
@@ -28,7 +27,6 @@ class Presence:
         absent: keys of the clients whose node is not there, or has not been greeted since it came back.
         asked: nodes that have not answered a hello yet.
         turned_away: nodes that are none of this run's; they are asked again only when they were gone.
-        late: answers to hellos that came while others were awaited.
         told: why nodes take no part; each reason is told once.
         unfit: nodes whose answers did not do since the last round began, and why.
     """
@@ -36,14 +34,13 @@ class Presence:
     absent: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     turned_away: set[int] = field(default_factory=set)
-    late: list[Message] = field(default_factory=list)
     told: dict[str, None] = field(default_factory=dict)
     unfit: set[tuple[int, str]] = field(default_factory=set)
 
 
 def greeted(answers: Answers, roster: Mapping[str, Participant]) -> Presence:
     """Return what a server knows after its first hello."""
-    taken = {participant.node_id for participant in roster.values()}
+    taken = _taken(Presence(), roster)
     refused = {node for node, _ in answers.refused} - answers.failed
     told = dict.fromkeys(reason for _, reason in answers.refused)
     return Presence(turned_away=(set(answers.nodes) | refused) - taken, told=told)
@@ -64,8 +61,7 @@ def look(presence: Presence, roster: Mapping[str, Participant], node_ids: Iterab
     presence.absent |= gone
     presence.asked &= there
     presence.turned_away &= there
-    taken = {participant.node_id for key, participant in roster.items() if key not in presence.absent}
-    return sorted(there - taken - presence.turned_away)
+    return sorted(there - _taken(presence, roster) - presence.turned_away)
 
 
 def take_back(presence: Presence, roster: Mapping[str, Participant], answers: Answers) -> dict[str, Participant]:
@@ -76,14 +72,15 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
         roster: who takes part, by client key.
         answers: to a hello of this run.
     """
+    taken = _taken(presence, roster)  # they were asked twice, and have answered twice
     for node, reason in answers.refused:
-        _refuse(presence, node, reason, counted=node not in answers.failed)
-    names = Counter(participant.card.key for participant in answers.nodes.values())
+        if node not in taken:
+            _refuse(presence, node, reason, counted=node not in answers.failed)
+    found = {node: said for node, said in sorted(answers.nodes.items()) if node not in taken}
+    names = Counter(said.card.key for said in found.values())
     changed = dict(roster)
-    for node, said in sorted(answers.nodes.items()):
+    for node, said in found.items():
         key = said.card.key
-        if key in changed and key not in presence.absent and changed[key].node_id == node:
-            continue  # it was asked twice, and has answered twice
         reason = _problem(said, changed.get(key), key in presence.absent, names[key])
         if reason:
             _refuse(presence, node, reason)
@@ -96,7 +93,12 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
     return changed
 
 
-def _problem(said: Participant, known: Participant | None, is_absent: bool, count: int) -> str:
+def _taken(presence: Presence, roster: Mapping[str, Participant]) -> set[int]:
+    """Return the nodes at which clients take part."""
+    return {participant.node_id for key, participant in roster.items() if key not in presence.absent}
+
+
+def _problem(said: Said, known: Participant | None, is_absent: bool, count: int) -> str:
     """Return why a node is not the client that it says it is; nothing if it is."""
     key = said.card.key
     if known is None:
@@ -105,8 +107,8 @@ def _problem(said: Participant, known: Participant | None, is_absent: bool, coun
         return two_of(key, count)
     if not is_absent:
         return two_of(key, 2)
-    for name in ("card", "label_counts", "missing", "models"):
-        before, now = getattr(known, name), getattr(said, name)
+    for name in (part.name for part in fields(Said)):
+        before, now = getattr(known.said, name), getattr(said, name)
         if before != now:
             expected = f"expected what it said before round one, {before!r:.200}"
             return f"{key}: {name.replace('_', ' ')}: {expected}, found {now!r:.200}; give it back its samples"

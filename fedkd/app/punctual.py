@@ -7,17 +7,19 @@ long gets a small question; whoever answers that, and not what was asked before,
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.flower_internals import is_server_error
+from fedkd.flower_internals import is_server_error, with_content
 
 LOG = logging.getLogger("fedkd")
-THERE = "query.there"
+T = TypeVar("T")
+ARE_YOU_THERE = "query.there"
 """Type of the small question; its answer is empty."""
 _DOUBT_SECONDS = 120.0
 """Of silence, before a node is doubted. Of a node, or client half, that has died Flower tells after about 70."""
@@ -36,8 +38,9 @@ class Punctual(Grid):
     def __init__(self, grid: Grid) -> None:
         """Begin with nothing unanswered."""
         self._grid = grid
-        self._unanswered: dict[str, None] = {}
+        self._unanswered: dict[str, Message] = {}  # without what they hold
         self._doubted: dict[str, str] = {}  # by name of the small question, which message it is about
+        self._nodes: list[int] = []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages, and yield what is answered in time; and what was asked before and is answered only now."""
@@ -50,8 +53,7 @@ class Punctual(Grid):
                 if name in self._doubted:
                     lost.append(self._doubted.pop(name))
                     continue
-                self._unanswered.pop(name, None)
-                message = asked.pop(name, None)
+                message = asked.pop(name, None) or self._unanswered.pop(name, None)
                 yield reply if message is None else _of_its_node(reply, message)
             waited = monotonic() - start
             if not asked or (timeout is not None and waited > timeout):
@@ -61,7 +63,7 @@ class Punctual(Grid):
                 doubted = True
                 self._doubt(asked)
             sleep(_POLL_SECONDS)
-        self._unanswered = dict.fromkeys([*self._unanswered, *asked][-_MOST:])
+        self._remember(asked)
 
     def _push(self, messages: Iterable[Message]) -> dict[str, Message]:
         """Send messages; return them by Flower's names, without those that it did not take."""
@@ -69,28 +71,24 @@ class Punctual(Grid):
         return {name: message for name, message in zip(self._grid.push_messages(sent), sent, strict=False) if name}
 
     def _pull(self, names: list[str]) -> Iterable[Message]:
-        """Return the replies that are there; none if the SuperLink has failed, which is no reason to end a run."""
-        try:
-            return self._grid.pull_messages(names)
-        except Exception as error:
-            if not is_server_error(error):
-                raise
-            problem = str(error).partition("\n")[0]
-            LOG.warning("the SuperLink failed to look for replies, and is asked again: %s", problem)
-            return []
+        """Return the replies that are there."""
+        return _unless_it_fails("look for replies", lambda: list(self._grid.pull_messages(names)), [])
 
     def _doubt(self, asked: Mapping[str, Message]) -> None:
         """Ask the nodes that are silent whether they are there."""
+        none: dict[str, Message] = {}
         for name, message in asked.items():
-            question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=THERE)
-            self._doubted |= dict.fromkeys(self._push([question]), name)
+            question = Message(RecordDict(), dst_node_id=message.metadata.dst_node_id, message_type=ARE_YOU_THERE)
+            found = _unless_it_fails("take a question", partial(self._push, [question]), none)
+            self._doubted |= dict.fromkeys(found, name)
+        self._doubted = dict([*self._doubted.items()][-_MOST:])
 
     def _again(self, lost: Iterable[str], asked: dict[str, Message]) -> dict[str, Message]:
         """Send once more what was lost; a reply to the first one would be late."""
         again = []
         for name in lost:
-            self._unanswered[name] = None
             message = asked.pop(name)
+            self._remember({name: message})
             about = message.metadata
             what = about.group_id, about.message_type, about.dst_node_id
             LOG.warning("round %s: %s was lost on its way to node %d or back; it is sent again", *what)
@@ -102,7 +100,12 @@ class Punctual(Grid):
                     group_id=about.group_id,
                 )
             )
-        return self._push(again) if again else {}
+        return _unless_it_fails("take what was lost", partial(self._push, again), {}) if again else {}
+
+    def _remember(self, asked: Mapping[str, Message]) -> None:
+        """Note what may still be answered: without its tensors, which would be kept for nothing."""
+        bare = {name: with_content(message, RecordDict()) for name, message in asked.items()}
+        self._unanswered = dict([*self._unanswered.items(), *bare.items()][-_MOST:])
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
@@ -113,8 +116,9 @@ class Punctual(Grid):
         return self._grid.pull_messages(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are there."""
-        return self._grid.get_node_ids()
+        """Return the nodes that are there; where the SuperLink fails to say so, those that were there before."""
+        self._nodes = _unless_it_fails("list its nodes", lambda: list(self._grid.get_node_ids()), self._nodes)
+        return self._nodes
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -130,6 +134,20 @@ class Punctual(Grid):
     def run(self) -> Any:  # noqa: ANN401
         """Flower's run information."""
         return self._grid.run
+
+
+def _unless_it_fails(what: str, ask: Callable[[], T], otherwise: T) -> T:
+    """Return what the SuperLink answers; if it has failed itself, something else: no reason to end a run.
+
+    Only for what changes nothing, or is help that nobody counts on: whatever else was stored in part, who knows.
+    """
+    try:
+        return ask()
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        LOG.warning("the SuperLink failed to %s; the run goes on: %s", what, str(error).partition("\n")[0])
+        return otherwise
 
 
 def _of_its_node(reply: Message, message: Message) -> Message:

@@ -23,6 +23,20 @@ INVALID = "invalid"
 """Anything else about it is not as agreed."""
 
 
+def is_late_error(message: Message, phase: str, round_: int) -> bool:
+    """Whether a message is the word of a client, or of Flower in its stead, that it has failed at something earlier.
+
+    It has no header that says so; but Flower sends back what the message was that it answers.
+
+    Args:
+        message: the reply.
+        phase: type of the messages that are being answered.
+        round_: number of this round.
+    """
+    answered = message.metadata.message_type, message.metadata.group_id
+    return message.has_error() and answered != (phase, str(round_))
+
+
 def reason_of(message: Message, phase: str, round_: int, counted: Mapping[str, int]) -> str | None:
     """Return why a reply that could not be accepted is refused; None if it is a client's word that it has failed.
 

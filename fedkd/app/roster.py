@@ -9,17 +9,16 @@ from typing import Any
 from flwr.app import Message
 
 from fedkd.app.history import ClientRecord, Scores
-from fedkd.app.introduction import agreed, expect_said, introduction, read_introduction
-from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of
+from fedkd.app.introduction import Said, agreed, expect_said, introduction, read_introduction
+from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
-from fedkd.learner.base import ClientCard, card_of
+from fedkd.learner.base import card_of
 from fedkd.strategy import Strategy
 
 LOG = logging.getLogger("fedkd")
-_LONGEST_REASON = 20_000  # characters of a client's traceback that are kept, the last ones
 
 
 @dataclass(frozen=True)
@@ -27,30 +26,24 @@ class Participant:
     """One client of the federation.
 
     Attributes:
-        card: key, architecture, view and number of samples.
+        said: what it has said of itself before round one; without models it takes part in no round.
         node_id: Flower's number of its node, random in a deployment: never used for anything but addressing.
-        label_counts: samples of each class in its shard.
-        missing: number of its training samples that lack a view, for each view that it holds.
-        models: number of its models; without any it takes part in no round.
     """
 
-    card: ClientCard
+    said: Said
     node_id: int
-    label_counts: Sequence[int]
-    missing: Mapping[str, int]
-    models: int
 
     def record(self, scores: Mapping[str, float]) -> ClientRecord:
         """Return the client's record, given scores named ``global/accuracy``, ``local/nll``, ..."""
         global_, local = (_below(scores, prefix) for prefix in ("global/", "local/"))
-        card = self.card
+        said, card = self.said, self.said.card
         return ClientRecord(
             card.key,
             card.architecture,
             card.view,
             card.num_samples,
-            self.missing,
-            self.label_counts,
+            said.missing,
+            said.label_counts,
             global_,
             local or None,
         )
@@ -61,12 +54,12 @@ class Answers:
     """What nodes answered to the server's hello.
 
     Attributes:
-        nodes: the participants that they say they are, by node.
+        nodes: what they say of themselves, by node.
         refused: nodes whose answers will not do, and why.
         failed: those of them that gave no answer but an error.
     """
 
-    nodes: Mapping[int, Participant]
+    nodes: Mapping[int, Said]
     refused: Sequence[tuple[int, str]]
     failed: frozenset[int]
 
@@ -76,7 +69,7 @@ def read_answers(
 ) -> Answers:
     """Return what the answers to a hello say; of several by one node the first that will do counts."""
     common = agreed(experiment, federation, strategy)
-    nodes: dict[int, Participant] = {}
+    nodes: dict[int, Said] = {}
     refused: list[tuple[int, str]] = []
     failed: set[int] = set()
     for message in replies:
@@ -107,13 +100,13 @@ def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant
     settings = federation.experiment.federation
     own = settings.partition == "own"
     nodes, refused = answers.nodes, dict.fromkeys(reason for _, reason in answers.refused)  # each once, in order
-    names = Counter(participant.card.key for participant in nodes.values())
+    names = Counter(said.card.key for said in nodes.values())
     for key in sorted(key for key, count in names.items() if count > 1):
         refused[two_of(key, names[key])] = None
     for reason in refused:
         LOG.warning("a client takes no part: %s", reason)
-    found = sorted(nodes.values(), key=lambda participant: participant.card.key)
-    roster = {participant.card.key: participant for participant in found if names[participant.card.key] == 1}
+    found = {said.card.key: Participant(said, node) for node, said in nodes.items()}
+    roster = {key: participant for key, participant in sorted(found.items()) if names[key] == 1}
     fewest = settings.min_clients or (settings.clients if own else 1)
     if len(roster) < fewest:
         causes = "\n".join(refused) or "none answered the server's hello; are any running?"
@@ -132,30 +125,29 @@ def described(roster: Mapping[str, Participant]) -> list[str]:
     width = max(map(len, roster), default=0)
     return [
         f"{key:{width}}  {card.architecture}, {card.view}, {card.num_samples} samples"
-        for key, card in ((key, participant.card) for key, participant in roster.items())
+        for key, card in ((key, participant.said.card) for key, participant in roster.items())
     ]
 
 
-def _read(message: Message, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Participant:
-    """Return the participant that an answer to the hello is from.
+def _read(message: Message, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Said:
+    """Return what an answer to the hello says.
 
     Raises:
         KnowledgeError: it cannot take part; the message says why.
     """
     if message.has_error():
-        raise KnowledgeError(f"it failed before round one:\n{(message.error.reason or '').strip()[-_LONGEST_REASON:]}")
-    header, node = header_of(message.content), message.metadata.src_node_id
+        raise KnowledgeError(f"it failed before round one:\n{reason_in(message)}")
+    header = header_of(message.content)
     if federation.experiment.federation.partition == "own":
         said = read_introduction(header, common, federation, strategy)
-        participant = Participant(said.card, node, said.label_counts, said.missing, said.models)
     else:
         key = _expect_one_of(federation, header)
         expected, missing = introduction(federation, strategy, key), federation.holdings[key].missing
         expect_said(key, header, {**expected, **common})
-        participant = Participant(card_of(federation, key), node, expected["label-counts"], missing, expected["models"])
+        said = Said(card_of(federation, key), expected["label-counts"], missing, expected["models"])
     expect_records(message.content, HEADER)
     expect_sealed(header)
-    return participant
+    return said
 
 
 def _expect_one_of(federation: Federation, header: Header) -> str:

@@ -23,10 +23,10 @@ from fedkd.app.client import EVALUATE, HELLO, TRAIN
 from fedkd.app.history import ClientRecord, RoundRecord
 from fedkd.app.order import in_order
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
-from fedkd.app.roster import Participant, described, read_answers, roster_of
+from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.validation import Claim, Expectation, read_reply
-from fedkd.app.wire import Packed, pack, payload_bytes
+from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
@@ -84,7 +84,7 @@ class ServerSide:
         self.refused: dict[str, int] = {}
         self.presence = Presence()
         self.kept: Sequence[Mapping[str, int]] = ()
-        self._before: list[Message] = []
+        self._waiting: list[Message] = []
         self._drawn: list[str] = []
         self._sent: dict[str, int] = {}
 
@@ -115,12 +115,12 @@ class ServerSide:
             self.presence = Presence(absent=set(self.roster))
             self.take_back(replies)
         else:
-            answers = read_answers(replies, self.experiment, self.federation, self.strategy)
+            answers = self._answers(replies)
             self.roster = roster_of(answers, self.federation)
             self.presence = presence.greeted(answers, self.roster)
             for line in described(self.roster):
                 LOG.info("takes part: %s", line)
-        self.server.clients = {key: participant.card for key, participant in self.roster.items()}
+        self.server.clients = {key: participant.said.card for key, participant in self.roster.items()}
         self.strategy.check_clients(list(self.server.clients.values()))
         with self.server_half("setup"):
             self.server.start_students(self.strategy.server_model)
@@ -146,11 +146,11 @@ class ServerSide:
         Args:
             replies: to the messages of :meth:`look`, and what else has come meanwhile.
         """
-        hellos, self.presence.late = self.presence.late, []
-        for message in replies:
-            (hellos if message.metadata.message_type == HELLO else self._before).append(message)
-        answers = read_answers(hellos, self.experiment, self.federation, self.strategy)
+        answers = self._answers(replies)
         self.roster = presence.take_back(self.presence, self.roster, answers)
+
+    def _answers(self, replies: Iterable[Message]) -> Answers:
+        return read_answers(self._sorted(HELLO, replies), self.experiment, self.federation, self.strategy)
 
     # -- train ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class ServerSide:
             claim = read_reply(message, self._expectation(key))
             _count(received, claim.knowledge, message)
             accepted[key] = claim._replace(knowledge=None)
-            return None if claim.knowledge is None else Reply(self.roster[key].card, claim.knowledge)
+            return None if claim.knowledge is None else Reply(self.roster[key].said.card, claim.knowledge)
 
         def usable() -> Iterator[Reply[Any]]:
             arrivals = self.claims(TRAIN, messages, replies, read, failed)
@@ -232,8 +232,12 @@ class ServerSide:
         """
         asked, round_ = self._keys(messages), self.server.round
         failed |= dict.fromkeys(asked.values(), NO_REPLY)
-        for message in self._due(phase, replies):
+        for message in self._sorted(phase, replies):
             key = asked.get(message.metadata.src_node_id)
+            if refusals.is_late_error(message, phase, round_):
+                self._refuse(refusals.LATE)
+                LOG.warning("round %d: what was asked before has failed: %s", round_, reason_in(message)[-200:])
+                continue
             if key is None or key not in failed:
                 self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
                 LOG.warning("round %d: a reply that nobody asked for, or a second one, is not counted", round_)
@@ -249,17 +253,17 @@ class ServerSide:
             del failed[key]
             yield key, said
 
-    def _due(self, phase: str, replies: Iterable[Message]) -> Iterator[Message]:
-        """Return the replies that a phase is to look at: what came before a round began, too, and no late hellos."""
-        before, self._before = (self._before, []) if phase == TRAIN else ([], self._before)
-        for message in chain(before, replies):
-            if message.metadata.message_type == HELLO and message.metadata.src_node_id in self.presence.asked:
-                self.presence.late.append(message)
-            else:
+    def _sorted(self, phase: str, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies for a phase: answers to hellos are for the next look, all others for a phase of a round."""
+        waiting, self._waiting = self._waiting, []
+        for message in chain(waiting, replies):
+            if (message.metadata.message_type == HELLO) == (phase == HELLO):
                 yield message
+            else:
+                self._waiting.append(message)
 
     def _expectation(self, key: str) -> Expectation:
-        card, settings = self.roster[key].card, self.experiment.federation
+        card, settings = self.roster[key].said.card, self.experiment.federation
         student = self.server.student_names.get(key)
         contract = Contract(
             classes=len(self.federation.classes),
@@ -313,7 +317,7 @@ class ServerSide:
             raise RunError(f"round {self.server.round}: the strategy's server half failed.\n{text}") from error
 
     def _participants(self, round_: int) -> list[str]:
-        keys = [key for key, participant in sorted(self.roster.items()) if participant.models]
+        keys = [key for key, participant in sorted(self.roster.items()) if participant.said.models]
         count = max(1, round(self.experiment.federation.participation * len(keys))) if keys else 0
         source = seeding.generator(self.experiment.seed, "participants", round_)
         return sorted(keys[k] for k in torch.randperm(len(keys), generator=source)[:count].tolist())

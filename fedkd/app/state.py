@@ -126,12 +126,15 @@ class FolderStates:
         state = _read(self._path(key, version), expected) if version else None
         kept = version if oldest is None else min(version, oldest)
         for path in self._folder.glob(f"{key}.*.safetensors"):
-            if int(path.name.split(".")[-2]) < kept:
+            number = path.name.removeprefix(f"{key}.").removesuffix(".safetensors")
+            if number.isdecimal() and int(number) < kept:  # a copy that somebody has made is none of ours
                 path.unlink(missing_ok=True)
         return state
 
     def put(self, key: str, version: int, state: State) -> None:
-        """Write a client's state: complete or not at all."""
+        """Write a client's state, complete or not at all, and remove what a process has left that was killed here."""
+        for half in self._folder.glob(f".{key}.*.safetensors.*.tmp"):
+            half.unlink(missing_ok=True)
         write_atomically(self._path(key, version), to_bytes(state))
 
     def _path(self, key: str, version: int) -> Path:

@@ -21,6 +21,7 @@ from fedkd.app.wire import (
     expect_sealed,
     header_of,
     knowledge_of,
+    reason_in,
     to_tensors,
 )
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
@@ -31,7 +32,6 @@ SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torc
 """Names of what is measured of a model."""
 LARGEST_SCORE = {"accuracy": 1.0, "ece": 1.0, "brier": 2.0, "nll": 1e30, "entropy": 1e3}
 """What no honest score exceeds; a diverged model may have NaN."""
-_LONGEST_REASON = 20_000  # characters of a client's traceback that are kept, the last ones
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,7 @@ def _blamed_on_the_sender() -> Iterator[None]:
 
 def _checked_header(message: Message, client: str, round_: int) -> Header:
     if message.has_error():
-        reason = (message.error.reason or "").strip() or "the client failed without saying why"
-        raise KnowledgeError(reason[-_LONGEST_REASON:])
+        raise KnowledgeError(reason_in(message) or "the client failed without saying why")
     header = header_of(message.content)
     _expect_equal(header, "client", client)
     _expect_equal(header, "round", round_)

@@ -30,6 +30,8 @@ SEAL: Final = "seal"
 _LENGTH = 8
 """Bytes that say how long the header of a safetensors file is."""
 _CHECKSUM = hashlib.sha256().digest_size
+_LONGEST_REASON = 20_000
+"""Characters of a client's traceback that are kept: the last ones."""
 
 Header = dict[str, str | int | float | bool | list[int] | list[str]]
 
@@ -106,6 +108,11 @@ def header_of(records: RecordDict) -> Header:
     return dict(record.items())  # type: ignore[arg-type]  # of the record itself is several times as slow
 
 
+def reason_in(message: Message) -> str:
+    """Return why a client failed, as its error says it."""
+    return (message.error.reason or "").strip()[-_LONGEST_REASON:]
+
+
 def number(header: Header, name: str) -> int:
     """Return a whole number from a header.
 
@@ -139,9 +146,14 @@ def knowledge_of(records: RecordDict, codecs: Sequence[Codec] = ()) -> Knowledge
     return decode_knowledge(codecs, str(name), to_tensors(record))
 
 
-def payload_bytes(records: RecordDict) -> int:
-    """Return the bytes of all tensors of a message's payload as they travel, coded if they are, without the framing."""
-    record = records.get(PAYLOAD)
+def payload_bytes(records: RecordDict, name: str = PAYLOAD) -> int:
+    """Return the bytes of all tensors of a message's payload as they travel, coded if they are, without the framing.
+
+    Args:
+        records: of the message.
+        name: of the record that holds the tensors, if it is not the payload's.
+    """
+    record = records.get(name)
     array = record.get(TENSORS) if isinstance(record, ArrayRecord) else None
     if array is None:
         return 0

@@ -10,12 +10,12 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
 from fedkd import simulate
 from fedkd.app import flower
 from fedkd.app.flower import experiment_of, make_client_app, make_server_app
-from fedkd.app.punctual import THERE
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.run_folder import read_lines, read_models
 from fedkd.app.wire import pack
 from fedkd.config import Experiment
@@ -51,6 +51,7 @@ class Nodes(LocalGrid):
             for k, node in enumerate(self._keys)
         }
         self.forgetful = forgetful
+        self.replies: dict[str, Message] = {}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         for message in messages:
@@ -60,6 +61,17 @@ class Nodes(LocalGrid):
                 yield self.app(message, self.contexts[message.metadata.dst_node_id])
             except Exception as error:  # as Flower does
                 yield Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        names = [str(len(self.replies) + k) for k in range(len(sent))]
+        for name, reply in zip(names, self.send_and_receive(sent), strict=True):
+            reply.metadata.__dict__["_reply_to_message_id"] = name
+            self.replies[name] = reply
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies[name] for name in message_ids]
 
 
 def server_context(run_config: dict[str, Any]) -> Context:
@@ -88,6 +100,27 @@ def test_the_apps_compute_what_our_own_grid_computes(tmp_path: Path, forgetful: 
         for name, tensor in models["student"].state_dict().items():
             assert torch.equal(clients[key]["student"].tensors[name], tensor)
     assert all(len(context.state) == 0 for context in nodes.contexts.values()), "states belong on disk"
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_every_grid_but_a_simulations_is_looked_after(
+    simulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real nodes work on one message after the other, whoever has dealt out their samples; simulated ones do not."""
+    carriers: list[Grid] = []
+
+    def stop(grid: Grid, *others: object) -> None:
+        carriers.append(grid)
+        raise RunError("enough")
+
+    monkeypatch.setattr(flower, "run", stop)
+    monkeypatch.setattr(flower, "is_simulation", lambda grid: simulated)
+    with pytest.raises(RunError, match="enough"):
+        make_server_app()(
+            Nodes(EXPERIMENT, {}), server_context({"experiment": EXPERIMENT.to_toml(), "out": str(tmp_path / "run")})
+        )
+
+    assert [isinstance(carrier, Punctual) for carrier in carriers] == [not simulated]
 
 
 def test_without_a_run_folder_the_default_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +183,7 @@ def test_a_node_of_no_simulation_is_told_what_it_lacks(number: object, tmp_path:
 def test_the_small_question_needs_neither_data_nor_a_run() -> None:
     nodes = Nodes(EXPERIMENT, {})
 
-    [reply] = nodes.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type=THERE)])
+    [reply] = nodes.send_and_receive([Message(RecordDict(), dst_node_id=1, message_type=ARE_YOU_THERE)])
 
     assert not reply.has_error()
     assert not reply.content

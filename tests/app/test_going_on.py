@@ -108,6 +108,24 @@ def test_a_server_that_dies_while_it_writes(
     assert [n for phase, n in again.log if phase == "train"] == list(range(round_ + 1 - lost, ROUNDS + 1))
 
 
+def test_a_run_whose_rounds_are_done_needs_no_nodes_to_be_finished(
+    deployment: Deployment, whole: list[dict[str, Any]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        at(patched, Checkpoints, "save", ROUNDS, before=False)
+        with pytest.raises(Killed):
+            deployment.serve(deployment.nodes())
+    alone = deployment.nodes()
+    alone.contexts.clear()
+
+    deployment.serve(alone)
+
+    assert alone.log == []
+    assert deployment.rows() == whole
+    assert json.loads((deployment.out / "summary.json").read_text(encoding="utf-8"))["digest"] == whole[-1]["digest"]
+    assert len(read_lines(deployment.out / "clients.jsonl")) == 3
+
+
 def test_a_server_that_is_killed_over_and_over(deployment: Deployment, whole: list[dict[str, Any]]) -> None:
     for exchange in EXCHANGES:
         nodes = deployment.nodes()
@@ -169,6 +187,21 @@ def test_rare_checkpoints_cost_their_rounds_and_not_a_bit(tmp_path: Path) -> Non
 
     assert deployment.rows() == deployment.expected()
     assert [n for phase, n in again.log if phase == "train"] == [3, 4, 5]
+
+
+def test_a_deployment_has_checkpoints_whatever_engine_the_file_names(
+    tmp_path: Path, whole: list[dict[str, Any]]
+) -> None:
+    deployment = Deployment(tmp_path, {"engine.name": "flower"})
+    nodes = deployment.nodes()
+    nodes.death = ("train", 3, "before")
+    with pytest.raises(Killed):
+        deployment.serve(nodes)
+    again = deployment.nodes()
+    deployment.serve(again)
+
+    assert [n for phase, n in again.log if phase == "train"] == [3]
+    assert deployment.rows() == whole
 
 
 def test_nodes_keep_what_a_server_may_ask_for_and_no_more(tmp_path: Path) -> None:

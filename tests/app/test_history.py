@@ -38,6 +38,13 @@ def test_only_a_round_in_which_a_client_began_anew_says_so() -> None:
     record = replace(a_round(1, {}, {}), afresh=("a",))
     assert "afresh" not in a_round(1, {}, {}).to_json()
     assert record.to_json()["afresh"] == ["a"]
+
+
+def test_only_a_round_in_which_outputs_were_sent_says_how_large_they_were() -> None:
+    record = replace(a_round(1, {}, {}), bytes_measured=8)
+    assert "bytes_measured" not in a_round(1, {}, {}).to_json()
+    assert record.to_json()["bytes_measured"] == 8
+    assert RoundRecord(**record.to_json()).bytes_measured == 8
     assert RoundRecord(**record.to_json()).to_json() == record.to_json()
 
 
@@ -83,6 +90,7 @@ def test_numbers_without_a_word_in_json_become_none(value: object, expected: obj
 
 def test_the_summary_takes_the_last_rounds_metrics_and_all_rounds_bytes() -> None:
     records = [a_round(1, {"SoftLabels": 7, "Weights": 1}, {}, 0.9), a_round(2, {"SoftLabels": 5}, {"Weights": 3}, 0.4)]
+    records = [replace(record, bytes_measured=record.round * 100) for record in records]
 
     assert summarise_run("fedmd", 3, records, 2.00049) == {
         "strategy": "fedmd",
@@ -92,6 +100,7 @@ def test_the_summary_takes_the_last_rounds_metrics_and_all_rounds_bytes() -> Non
         "metrics": {"clients_global": {"accuracy": 0.4, "nll": None}, "ensemble_global": None},
         "bytes_up": 13,
         "bytes_down": 3,
+        "bytes_measured": 300,
         "seconds": 2.0,
     }
 

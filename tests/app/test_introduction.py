@@ -164,7 +164,7 @@ def test_the_roster_is_what_the_clients_say(nodes: list[Federation], experiment:
     roster = roster_from([said_by(node) for node in reversed(nodes)], experiment)
 
     assert list(roster) == ["client-0", "client-1", "client-2"]
-    assert [participant.card.view for participant in roster.values()] == ["image", "image@4", "image"]
+    assert [participant.said.card.view for participant in roster.values()] == ["image", "image@4", "image"]
     sizes = [len(held.train) for held in build(parse(SMALL, {}, "test")).holdings.values()]
     assert described(roster) == [
         f"client-0  mlp, image, {sizes[0]} samples",

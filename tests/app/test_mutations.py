@@ -1,6 +1,8 @@
 """A thousand messages that something happened to, at the doors of client and server: none gets in, none breaks them."""
 
-import resource
+import hashlib
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from fedkd import config
 from fedkd.app import flower
 from fedkd.app.evaluation import evaluate_messages, take_evaluations
 from fedkd.app.server import ServerSide
-from fedkd.app.wire import EXTRA, HEADER, PAYLOAD
+from fedkd.app.state import to_bytes
+from fedkd.app.wire import EXTRA, HEADER, PAYLOAD, SEAL, _seal, header_of
 from fedkd.config import parse
 from fedkd.data.dividing import divide
+from fedkd.errors import RunError
 from tests.app.nodes import Nodes, read_configs, run_config
 
 SMALL: Mapping[str, Any] = {
@@ -240,20 +244,81 @@ def same(a: RecordDict, b: RecordDict) -> bool:
     return set(a) == set(b) and all(repr(a[name]) == repr(b[name]) and type(a[name]) is type(b[name]) for name in a)
 
 
-def changed_messages(message: Message, count: int, seed: int) -> Iterator[Message]:
+def replace_the_tensors(records: Values, source: Generator) -> None:
+    shape = [(), (0,), (40, 10), (40, 0), (1, 10), (40, 9), (2, 20, 10)][source.integers(7)]
+    types = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
+    name = ["logits", "probabilities", "values", "x/y", ""][source.integers(5)]
+    tensors = {name: torch.zeros(shape, dtype=types[source.integers(6)]), "ids": torch.zeros(3, dtype=torch.int64)}
+    with_data(records, source, lambda data: to_bytes(tensors) + data[-32:])
+
+
+def mutated_and_sealed(records: RecordDict, source: Generator) -> RecordDict:
+    """Return a message's records after somebody has changed them who knows how to seal: no checksum tells."""
+    found: Values = dict(copied(records))
+    if {PAYLOAD, EXTRA} & set(found) and source.integers(3) == 0:
+        replace_the_tensors(found, source)
+    else:
+        found = dict(mutated(records, source))
+    for name, record in found.items():
+        if isinstance(record, ArrayRecord):
+            found[name] = ArrayRecord({key: summed(array) for key, array in record.items()})
+    if isinstance(header := found.get(HEADER), ConfigRecord):
+        fields = {name: value for name, value in header.items() if name != SEAL}
+        found[HEADER] = ConfigRecord({**fields, SEAL: _seal(fields)})
+    return RecordDict(found)
+
+
+def summed(array: Array) -> Array:
+    """Return an array whose last 32 bytes are the SHA-256 of the others."""
+    content = array.data[:-32]
+    return Array(array.dtype, tuple(array.shape), array.stype, content + hashlib.sha256(content).digest())
+
+
+def changed_messages(
+    message: Message, count: int, seed: int, change: Callable[[RecordDict, Generator], RecordDict] = mutated
+) -> Iterator[Message]:
     source = np.random.default_rng(seed)
     for _ in range(count):
-        records = mutated(message.content, source)
+        records = change(message.content, source)
         while same(records, copied(message.content)):
-            records = mutated(message.content, source)
+            records = change(message.content, source)
         yield Message(records, metadata=message.metadata)  # type: ignore[call-overload]
+
+
+def peak() -> int:
+    """Return the most memory that this process has had since :func:`forget_the_peak`, in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+
+
+def forget_the_peak() -> None:
+    """Let the peak be what the process has now: an earlier test may have had more than any message could take."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+needs_peak = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no Linux: no peak to forget")
 
 
 @pytest.fixture(autouse=True)
 def _memory_is_bounded() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        yield
+        return
+    forget_the_peak()
+    before = peak()
     yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY
+    assert peak() - before < MOST_MEMORY
+
+
+@needs_peak
+def test_a_peak_is_seen_after_a_higher_one() -> None:
+    del [bytearray(3 * MOST_MEMORY * 1024)][0]
+    forget_the_peak()
+    before = peak()
+    del [bytearray(2 * MOST_MEMORY * 1024)][0]
+
+    assert peak() - before > MOST_MEMORY
+    forget_the_peak()
 
 
 # --- the client's door
@@ -303,9 +368,91 @@ def test_the_server_takes_no_mutated_evaluation(parties: Parties) -> None:
     replies = parties.answers(parties.evaluate)
     others = [m for m in replies if m.metadata.src_node_id != parties.node]
     for changed in changed_messages(parties.mine(replies), 170, seed=6):
-        _, clients, unmeasured = take_evaluations(parties.side, parties.evaluate, [changed, *others])
+        _, clients, unmeasured, _ = take_evaluations(parties.side, parties.evaluate, [changed, *others])
         assert list(unmeasured) == [VICTIM], changed.content
         assert [client.client for client in clients] == ["client-0", "client-2"]
         assert len(unmeasured[VICTIM]) < 1_000
-    assert not take_evaluations(parties.side, parties.evaluate, replies)[2]
+    assert not take_evaluations(parties.side, parties.evaluate, replies).unmeasured
     assert torch.get_num_threads() == 1
+
+
+# --- by somebody who knows how to seal: refused, or harmless
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Parties]:
+    """Return parties of a test's own: what is sealed may get in, and leave its traces."""
+    yield Parties(tmp_path)
+    flower._client_side.cache_clear()
+
+
+def said_by(message: Message) -> object:
+    """Return the name that a message's header gives."""
+    header = message.content.get(HEADER)
+    return header.get("client") if isinstance(header, ConfigRecord) else None
+
+
+def sealed(message: Message, seed: int, count: int = 170) -> Iterator[Message]:
+    return changed_messages(message, count, seed, mutated_and_sealed)
+
+
+@pytest.mark.parametrize("kind", ["hello", "train", "evaluate"])
+def test_a_node_answers_what_was_sealed_anew_or_says_why_not(kind: str, own: Parties) -> None:
+    refused = 0
+    for changed in sealed(own.mine(getattr(own, kind)), seed=7 + len(kind), count=100):
+        [reply] = own.nodes.send_and_receive([changed])
+        refused += reply.has_error()
+        assert reply.has_error() or header_of(reply.content)["client"] == VICTIM
+        assert not reply.has_error() or len(reply.error.reason) < 20_000
+
+    assert refused > 20, "it is looked at"
+    names = [str(path.relative_to(own.store)) for path in own.store.rglob("*") if path.is_file()]
+    assert all(re.fullmatch(r"[0-9a-f]{32}/client-\d\.-?\d+\.safetensors", name) for name in names), names
+
+
+def test_the_server_takes_no_impossible_introduction(own: Parties) -> None:
+    others = [m for m in own.introductions if m.metadata.src_node_id != own.node]
+    before, inside = dict(own.side.roster), 0
+    for changed in sealed(own.mine(own.introductions), seed=17):
+        if said_by(changed) in before.keys() - {VICTIM}:  # no key is bound to a name: neither of the two takes part
+            with pytest.raises(RunError, match="expected one client of this name, found 2"):
+                own.side.welcome([changed, *others])
+            continue
+        own.side.welcome([changed, *others])
+        found = dict(own.side.roster)
+        assert {key: found.pop(key, None) for key in ("client-0", "client-2")} == {
+            key: before[key] for key in ("client-0", "client-2")
+        }
+        inside += len(found)
+        for participant in found.values():
+            assert sum(participant.said.label_counts) == participant.said.card.num_samples > 0
+            assert participant.said.card.architecture == "mlp"
+    assert 0 < inside < 170, "some are harmless, such as those with a further field"
+
+
+def test_a_sealed_reply_costs_its_client_the_round_at_most(own: Parties) -> None:
+    replies = own.answers(own.train)
+    others = [m for m in replies if m.metadata.src_node_id != own.node]
+    inside = 0
+    for changed in sealed(own.mine(replies), seed=18):
+        record = own.side.take_replies(own.train, [changed, *others])
+        assert {"client-0", "client-2"} <= set(record.participants)
+        assert set(record.failed) == {VICTIM} - set(record.participants)
+        inside += VICTIM in record.participants
+    assert 0 < inside < 170
+    assert not own.side.take_replies(own.train, replies).failed
+
+
+def test_a_sealed_evaluation_spoils_nobody_elses(own: Parties) -> None:
+    replies = own.answers(own.evaluate)
+    others = [m for m in replies if m.metadata.src_node_id != own.node]
+    clean = {client.client: client for client in take_evaluations(own.side, own.evaluate, replies).clients}
+    inside = 0
+    for changed in sealed(own.mine(replies), seed=19):
+        found = take_evaluations(own.side, own.evaluate, [changed, *others])
+        measured = {client.client: client for client in found.clients}
+        assert all(measured[key] == clean[key] for key in ("client-0", "client-2"))
+        assert set(found.unmeasured) == {VICTIM} - set(measured)
+        inside += VICTIM in measured
+        assert all(0 <= scores["accuracy"] <= 1 for scores in found.metrics.values() if scores)
+    assert 0 < inside < 170

@@ -400,6 +400,40 @@ def test_a_late_reply_that_comes_with_a_hello_is_counted_as_late(deployment: Dep
     assert len(record.participants) == 3
 
 
+def test_a_second_answer_to_a_hello_after_the_first_has_counted_changes_nothing(deployment: Deployment) -> None:
+    side, nodes = ServerSide(deployment.experiment), nodes_of(deployment)
+    there = sorted(nodes.get_node_ids())
+    side.welcome(nodes.send_and_receive(side.hello_messages(there)))
+    side.look([node for node in there if node != OLD])  # it was gone for a moment
+    once, twice = side.look(there), side.look(there)
+    side.take_back(nodes.send_and_receive(once))
+    train = side.train_messages(1)
+
+    record = side.take_replies(train, [*nodes.send_and_receive(twice), *nodes.send_and_receive(train)])
+    side.take_back([])
+
+    assert (record.refused, record.failed) == ({}, {})
+    assert len(record.participants) == 3
+    assert (side.presence.absent, side.presence.told, side.presence.unfit) == (set(), {}, set())
+
+
+def test_what_flower_says_late_of_a_node_that_is_gone_is_late(deployment: Deployment) -> None:
+    side, nodes = ServerSide(deployment.experiment), nodes_of(deployment)
+    there = sorted(nodes.get_node_ids())
+    side.welcome(nodes.send_and_receive(side.hello_messages(there)))
+    first = side.train_messages(1)
+    [lost] = [message for message in first if message.metadata.dst_node_id == OLD]
+    side.take_replies(first, nodes.send_and_receive([message for message in first if message is not lost]))
+    side.look([node for node in there if node != OLD])
+    second = side.train_messages(2)
+    gone = Message(Error(code=5, reason="Error: Node Unavailable"), reply_to=lost)
+
+    record = side.take_replies(second, [gone, *nodes.send_and_receive(second)])
+
+    assert record.refused == {"late": 1}
+    assert record.failed == {VICTIM: NOT_THERE}
+
+
 # --- a lost disk
 
 

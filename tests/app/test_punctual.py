@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.app import punctual
-from fedkd.app.punctual import THERE, Punctual
+from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.refusals import LATE
 from fedkd.app.server import ServerSide
 from fedkd.config import Experiment
@@ -124,7 +124,7 @@ class Queues(Slow):
             message.metadata.__dict__["_message_id"] = names[-1]
             node, kind = message.metadata.dst_node_id, message.metadata.message_type
             self.sent.append((names[-1], node, kind))
-            seconds = 1 if kind == THERE else self.seconds
+            seconds = 1 if kind == ARE_YOU_THERE else self.seconds
             self.queues.setdefault(node, []).append((names[-1], message, seconds))
         return names
 
@@ -154,7 +154,7 @@ def test_what_is_lost_is_sent_once_more(caplog: pytest.LogCaptureFixture) -> Non
     replies = list(Punctual(nodes).send_and_receive(asked, timeout=20))
 
     assert senders(replies) == [1, 3, 2]
-    assert nodes.sent[3:] == [("m4", 2, THERE), ("m5", 2, "train")]
+    assert nodes.sent[3:] == [("m4", 2, ARE_YOU_THERE), ("m5", 2, "train")]
     assert replies[2].metadata.reply_to_message_id == "m5"
     assert replies[2].content["it"] == content["it"]
     assert "round 7: train was lost on its way to node 2 or back; it is sent again" in caplog.text
@@ -166,7 +166,7 @@ def test_a_node_that_is_still_at_it_gets_the_small_question_and_nothing_twice() 
     grid = Punctual(nodes)
 
     assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2]
-    assert [kind for _, _, kind in nodes.sent] == ["train", "train", THERE, THERE]
+    assert [kind for _, _, kind in nodes.sent] == ["train", "train", ARE_YOU_THERE, ARE_YOU_THERE]
     nodes.seconds = 1
     assert senders(grid.send_and_receive(to(1, 2), timeout=20)) == [1, 2], "answers to small questions are no replies"
     assert not any(nodes.queues.values())
@@ -177,7 +177,7 @@ def test_what_is_lost_again_is_not_sent_a_third_time() -> None:
     nodes = Queues({"m1", "m3"})
 
     assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
-    assert [kind for _, _, kind in nodes.sent] == ["train", THERE, "train"]
+    assert [kind for _, _, kind in nodes.sent] == ["train", ARE_YOU_THERE, "train"]
 
 
 @pytest.mark.usefixtures("_doubting")
@@ -185,7 +185,7 @@ def test_a_lost_question_changes_nothing() -> None:
     nodes = Queues({"m1", "m2"})
 
     assert senders(Punctual(nodes).send_and_receive(to(1), timeout=0.5)) == []
-    assert [kind for _, _, kind in nodes.sent] == ["train", THERE]
+    assert [kind for _, _, kind in nodes.sent] == ["train", ARE_YOU_THERE]
 
 
 def test_nobody_is_doubted_before_flower_itself_would_tell_of_a_dead_node() -> None:
@@ -215,6 +215,29 @@ def test_what_flower_says_in_a_nodes_stead_is_that_nodes() -> None:
     assert replies[1].error.reason == "Error: Node Unavailable"
 
 
+def test_what_flower_says_in_a_nodes_stead_is_that_nodes_also_when_it_comes_late() -> None:
+    class Gone(Slow):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return [self.stand_in if r.metadata.src_node_id == 2 else r for r in super().pull_messages(message_ids)]
+
+        stand_in: Message
+
+    content = RecordDict({"it": ConfigRecord({"much": b"x" * 1000})})
+    asked = [Message(content, dst_node_id=node, message_type="train", group_id="1") for node in (1, 2)]
+    slow = Gone(Echo(), {2: 1})
+    slow.stand_in = Message(Error(code=5, reason="Error: Node Unavailable"), reply_to=to(4)[0])
+    slow.stand_in.metadata.__dict__["_reply_to_message_id"] = "m2"
+    grid = Punctual(slow)
+
+    assert senders(grid.send_and_receive(asked, timeout=0)) == [1]
+    assert [message.content for message in grid._unanswered.values()] == [RecordDict()]
+    found = list(grid.send_and_receive(to(1), timeout=5))
+
+    assert senders(found) == [2, 1]
+    assert (found[0].metadata.message_type, found[0].metadata.group_id) == ("train", "1")
+    assert found[0].error.reason == "Error: Node Unavailable"
+
+
 class Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
@@ -237,6 +260,75 @@ def test_a_superlink_that_fails_once_is_asked_again(status: int) -> None:
     else:
         with pytest.raises(Refused):
             list(replies)
+
+
+class Failing(Queues):
+    """Of these pushes the SuperLink fails, counted from 1, and of every list of nodes but the first."""
+
+    def __init__(self, lost: set[str], pushes: set[int], status: int = 500) -> None:
+        super().__init__(lost)
+        self.pushes, self.status, self.pushed, self.listed = pushes, status, 0, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.pushed += 1
+        if self.pushed in self.pushes:
+            raise Refused(self.status)
+        return super().push_messages(messages)
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.listed += 1
+        if self.listed > 1:
+            raise Refused(self.status)
+        return [1, 2]
+
+
+@pytest.mark.usefixtures("_doubting")
+@pytest.mark.parametrize(
+    ("push", "sent"),
+    [(2, ["train", "train", ARE_YOU_THERE, "train"]), (4, ["train", "train", ARE_YOU_THERE, ARE_YOU_THERE])],
+    ids=["the first question", "the second sending"],
+)
+def test_a_superlink_that_fails_to_take_what_only_helps_ends_no_run(push: int, sent: list[str]) -> None:
+    nodes = Failing({"m1", "m2"}, {push})
+
+    replies = Punctual(nodes).send_and_receive(to(1, 2), timeout=0.5)
+
+    assert senders(replies) == ([2] if push == 2 else [])
+    assert [kind for _, _, kind in nodes.sent] == sent
+
+
+@pytest.mark.usefixtures("_doubting")
+@pytest.mark.parametrize("push", [2, 3])
+def test_what_is_forbidden_is_not_passed_over(push: int) -> None:
+    with pytest.raises(Refused):
+        list(Punctual(Failing({"m1"}, {push}, status=403)).send_and_receive(to(1), timeout=0.5))
+
+
+def test_a_push_that_a_round_needs_is_not_passed_over() -> None:
+    with pytest.raises(Refused):
+        list(Punctual(Failing(set(), {1})).send_and_receive(to(1), timeout=0.5))
+
+
+def test_a_superlink_that_fails_to_list_its_nodes_has_those_that_it_had() -> None:
+    grid = Punctual(Failing(set(), set()))
+
+    assert [list(grid.get_node_ids()) for _ in range(2)] == [[1, 2], [1, 2]]
+    grid = Punctual(Failing(set(), set(), status=403))
+    grid.get_node_ids()
+    with pytest.raises(Refused):
+        grid.get_node_ids()
+
+
+@pytest.mark.usefixtures("_doubting")
+def test_only_the_newest_questions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(punctual, "_MOST", 2)
+    nodes = Queues({f"m{n}" for n in range(1, 100)})
+    grid = Punctual(nodes)
+
+    for _ in range(4):
+        assert senders(grid.send_and_receive(to(1), timeout=0.2)) == []
+
+    assert list(grid._doubted) == [name for name, _, kind in nodes.sent if kind == ARE_YOU_THERE][-2:]
 
 
 def test_everything_else_is_flowers() -> None:

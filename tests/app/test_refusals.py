@@ -104,6 +104,30 @@ def test_the_server_counts_what_it_refuses() -> None:
     assert rounds.refused(4, rounds.replies(4)) == {}
 
 
+def test_an_error_of_an_earlier_round_is_late_and_says_nothing_about_this_one() -> None:
+    rounds = Rounds()
+    _, *others = rounds.replies(1)
+    late = Message(Error(code=0, reason="of round 1"), reply_to=rounds.asked[1][0])
+    assert rounds.refused(1, others) == {}
+
+    _, *others = rounds.replies(2)
+    record = rounds.side.take_replies(rounds.asked[2], [late, *others])
+
+    assert record.refused == {"late": 1}
+    assert record.failed == {"client-0": "no reply in time"}
+
+
+def test_an_error_that_a_round_waits_for_is_its_reason_and_is_not_refused() -> None:
+    rounds = Rounds()
+    _, *others = rounds.replies(1)
+    failed = Message(Error(code=0, reason="of round 1"), reply_to=rounds.asked[1][0])
+
+    record = rounds.side.take_replies(rounds.asked[1], [failed, *others])
+
+    assert record.refused == {}
+    assert record.failed == {"client-0": "of round 1"}
+
+
 def test_refusals_are_in_the_records_of_the_rounds() -> None:
     class Twice(LocalGrid):
         def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:

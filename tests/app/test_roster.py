@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedkd.app.client import HELLO
-from fedkd.app.introduction import agreed, introduction
+from fedkd.app.introduction import Said, agreed, introduction
 from fedkd.app.loop import Run, run
 from fedkd.app.roster import Participant, read_answers, roster_of
 from fedkd.app.wire import HEADER, header_of, pack
@@ -159,9 +159,9 @@ def test_the_roster_is_sorted_by_name_whatever_the_order_of_arrival() -> None:
         zip(roster, [7, 8, 9, 10], strict=True)
     )
     labels = build(EXPERIMENT).dataset.labels[build(EXPERIMENT).holdings["client-2"].train].tolist()
-    assert roster["client-2"].card == ClientCard("client-2", "mlp", "image", len(labels))
-    assert roster["client-2"].label_counts == [labels.count(c) for c in range(10)]
-    assert roster["client-2"].models == 1
+    assert roster["client-2"].said.card == ClientCard("client-2", "mlp", "image", len(labels))
+    assert roster["client-2"].said.label_counts == [labels.count(c) for c in range(10)]
+    assert roster["client-2"].said.models == 1
 
 
 def test_when_nobody_fits_the_run_stops_with_every_reason() -> None:
@@ -188,7 +188,7 @@ def test_when_nobody_answers_the_run_stops() -> None:
 
 
 def test_scores_are_recorded_by_where_they_were_measured() -> None:
-    participant = Participant(ClientCard("a", "mlp", "image", 3), 1, [1, 2], {"image": 4}, 1)
+    participant = Participant(Said(ClientCard("a", "mlp", "image", 3), [1, 2], {"image": 4}, 1), 1)
 
     record = participant.record({"global/accuracy": 0.5, "global/nll": 2.0, "local/accuracy": 0.25})
 

@@ -119,9 +119,23 @@ def test_a_leftover_of_a_crash_is_ignored(tmp_path: Path) -> None:
     leftover.write_bytes(to_bytes(state(2))[:50])
 
     assert same(states.get("a", 1), state(1))
+    (other := tmp_path / ".ab.2.safetensors.123.tmp").write_bytes(b"half")
     states.put("a", 2, state(3))
     assert same(states.get("a", 2), state(3))
     assert states.get("a", 0) is None
+    assert not leftover.exists(), "a store must not grow with every kill"
+    assert other.exists(), "another client may be at it"
+
+
+@pytest.mark.parametrize("name", ["a.old.safetensors", "a.1.old.safetensors", "a..safetensors", "a.safetensors"])
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    states = FolderStates(tmp_path)
+    for version in (1, 2):
+        states.put("a", version, state(version))
+    (tmp_path / name).write_bytes(b"mine")
+
+    assert same(states.get("a", 2), state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.2.safetensors", name])
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])

@@ -56,7 +56,7 @@ def small(strategy: str) -> Experiment:
 
 @pytest.mark.parametrize("strategy", ["fedmd", "feddf", "fedcqkd"])
 def test_a_deployment_ends_as_the_simulation_does(here: Federation, strategy: str, tmp_path: Path) -> None:
-    experiment = small(strategy)
+    experiment = experiment_of(strategy).changed(**{"engine.evaluate_every": 1})
     expected = simulate(experiment)
     here.restart_nodes(experiment)
 
@@ -64,6 +64,7 @@ def test_a_deployment_ends_as_the_simulation_does(here: Federation, strategy: st
 
     assert ran.process.returncode == 0, ran.said
     rounds = read_lines(tmp_path / "out" / "rounds.jsonl")
+    assert all(row["metrics"]["clients_global"] for row in rounds)
     assert [{**row, "seconds": 0} for row in rounds] == [{**row, "seconds": 0} for row in expected.rounds]
     assert read_lines(tmp_path / "out" / "clients.jsonl") == list(expected.clients)
     assert f"digest  {expected.digest}" in ran.said
