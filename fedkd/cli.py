@@ -1,7 +1,7 @@
 """The command line: ``fedkd run``, ``resume``, ``compare``, ``list``, ``deploy`` and ``doctor``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the run failed, 2 a mistake
-in what the user gave, 130 interrupted.
+in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 """
 
 import json
@@ -23,13 +23,15 @@ import fedkd
 from fedkd import config
 from fedkd.config import Experiment
 from fedkd.deploy.cli import deploy, doctor
-from fedkd.errors import RunError, UserError
+from fedkd.errors import LostSightError, RunError, UserError
 
 if TYPE_CHECKING:
     from fedkd.engine.result import Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
+LOST_SIGHT = 3
+"""Exit code when nobody answers for a run any more, and it may go on."""
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""
 WIDTH = 120
@@ -181,10 +183,10 @@ def _run(arguments: list[str]) -> int:
         return _say(f"error: {error.format_message().rstrip('.')}; see fedkd --help.", error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
+    except (LostSightError, _InterruptedError) as error:
+        return _say(str(error), LOST_SIGHT if isinstance(error, LostSightError) else INTERRUPTED)
     except RunError as error:
         return _say("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", [])]), 1)
-    except _InterruptedError as error:
-        return _say(str(error), INTERRUPTED)
     if code == INTERRUPTED:
         return _say("interrupted; the rounds that finished are in the run folder", INTERRUPTED)
     return int(code or 0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fedkd.app.announce import announced
 from fedkd.app.history import RoundRecord
@@ -19,8 +19,11 @@ from fedkd.config import Experiment
 from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
 from fedkd.engine.commands import CONNECTION, Commands
-from fedkd.errors import RunError, UserError
+from fedkd.errors import LostSightError, RunError, UserError
 from fedkd.strategy.registry import complete, create
+
+PATIENCE: Final = 300.0
+"""Seconds for which a SuperLink that does not answer is asked again: a restart, or a broken line."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def run(
 
     Raises:
         UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
+        LostSightError: the SuperLink no longer answers, and the run may go on.
         RunError: the run did not complete; the message holds the cause.
     """
     check(experiment)
@@ -96,12 +100,21 @@ def run(
     with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
         run_id = commands.submit(app)
         try:
-            commands.watch(run_id, on_poll=told.report)
+            commands.watch(run_id, patience=PATIENCE, on_poll=told.report)
+        except LostSightError as error:
+            raise LostSightError(f"{error}; {_what_now(server_out)}") from None
         except KeyboardInterrupt:  # nobody waits for it any more: the nodes are free again
             with suppress(RunError):
                 commands.ask("stop", run_id, CONNECTION)
             raise
     return _keep(announced(_read(log)), out)
+
+
+def _what_now(server_out: str) -> str:
+    """Return what to do when a run is out of sight."""
+    if not server_out:
+        return "its results are on the SuperLink's machine, in runs/ beside its start.sh; next time name --server-out"
+    return f"when the SuperLink answers again, start the same run with the same --server-out {server_out}: it goes on"
 
 
 class _Told:

@@ -11,7 +11,7 @@ from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
 from fedkd.deploy import run as deployed
 from fedkd.deploy.run import Connection
-from fedkd.errors import RunError, UserError
+from fedkd.errors import LostSightError, RunError, UserError
 
 OWN = Experiment(
     strategy="fedmd", rounds=2, federation={"partition": "own", "clients": 2}, data={"name": "there/commons.npz"}
@@ -31,7 +31,8 @@ class Flower:
         self.project = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
         return "17"
 
-    def watch(self, run_id, on_poll):
+    def watch(self, run_id, patience, on_poll):
+        self.patience = patience
         announce = announcer(lambda line: self.output.write(line.encode()))
         for number in (1, 2, 2):  # a log that is fetched again
             announce("round", {**ROUND, "round": number})
@@ -101,9 +102,32 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("server_out", "what_now"),
+    [
+        ("there/run", "; when the SuperLink answers again, start the same run with the same --server-out there/run:"),
+        ("", "; its results are on the SuperLink's machine, in runs/ beside its start.sh"),
+    ],
+)
+def test_a_run_out_of_sight_is_left_alone_and_the_operator_told_what_to_do(flower, tmp_path, server_out, what_now):
+    class OutOfSight(Flower):
+        def end(self, announce):
+            raise LostSightError("lost sight of run 17")
+
+    made = flower(OutOfSight)
+
+    with pytest.raises(LostSightError) as lost:
+        deployed.run(OWN, connection(), tmp_path / "out", server_out)
+
+    assert what_now in str(lost.value)
+    assert "\n" not in str(lost.value)
+    assert made[0].patience >= 60, "minutes, not seconds"
+    assert made[0].asked == [], "it may go on: nothing stops it"
+
+
 def test_an_interrupted_operator_stops_the_run(flower, tmp_path):
     class Interrupted(Flower):
-        def watch(self, run_id, on_poll):
+        def watch(self, run_id, patience, on_poll):
             raise KeyboardInterrupt
 
         def ask(self, *command):
