@@ -6,7 +6,6 @@ in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ import fedkd
 from fedkd import config
 from fedkd.config import Experiment
 from fedkd.deploy.cli import deploy, doctor
+from fedkd.engine.interrupts import stop_in_order
 from fedkd.errors import LostSightError, RunError, UserError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line, turning mistakes and failed runs into one message and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything started is also stopped
+    stop_in_order()
     sys.exit(_run(sys.argv[1:]))
 
 
