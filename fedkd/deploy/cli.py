@@ -32,7 +32,7 @@ def init(
     days: DAYS = 365,
     experiment: Annotated[Path | None, typer.Option(help="experiment file for the operator's folder")] = None,
 ) -> None:
-    """Write what a first deployment needs: one folder for every machine, with keys, commands and a systemd unit."""
+    """Write what a first deployment needs: one folder for every machine, with keys, commands and a systemd service."""
     from fedkd.deploy import init as deployment
 
     plan = deployment.init(folder, superlink, _names(nodes), _names(also), days, experiment)

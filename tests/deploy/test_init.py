@@ -115,7 +115,7 @@ def test_a_node_is_added_without_the_authoritys_key_and_nothing_else_changes(mad
 
     after = contents(made)
     assert read_plan(made).nodes == ("hospital-a", "hospital-b", "hospital-c")
-    assert "partition-id = 2" in after["hospital-c/node.toml"].decode()
+    assert "# partition-id = 2 " in after["hospital-c/node.toml"].decode()
     assert load_ssh_private_key(after["hospital-c/node.key"], None).public_key() == load_ssh_public_key(
         after["operator/nodes/hospital-c.pub"]
     )

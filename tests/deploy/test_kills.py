@@ -177,7 +177,7 @@ def test_a_killed_superlink_knows_its_nodes_again_but_does_not_go_on_with_the_ru
     here.superlink.process.kill()
     here.superlink.process.wait()
     with contextlib.suppress(ProcessLookupError):
-        kill(server)  # as systemd does, which ends all processes of a unit
+        kill(server)  # as systemd does, which ends all processes of a service
     here.superlink = here.script("superlink/start.sh")
     here.superlink.wait_for("Uvicorn running on https")
 

@@ -45,7 +45,7 @@ def test_a_node_that_is_unregistered_is_shut_out(running):
 
     assert running.script("operator/flwr.sh", "supernode", "unregister", node_id, "fedkd").ended() == 0
 
-    assert node.ended() == 0  # which is why its unit says Restart=always
+    assert node.ended() == 0  # which is why its service says Restart=always
     again = running.script("hospital-b/start.sh")
     assert again.ended() == 1
     assert which(again.said) == "key refused"
