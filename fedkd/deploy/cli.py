@@ -100,7 +100,7 @@ def run(
 
     experiment = config.load(file, set_ or [])
     connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
-    deployed.check(experiment)
+    deployed.check_deployable(experiment)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
         with RoundProgress([experiment.strategy], experiment.rounds) as progress:
             summary = deployed.run(experiment, connection, folder, server_out, progress.advance)

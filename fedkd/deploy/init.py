@@ -43,7 +43,8 @@ def init(
         nodes: names of the nodes.
         also: further names and IP addresses of the SuperLink's machine.
         days: how long the server's certificate is valid.
-        experiment: file to hand to the operator; its clients must be as many as the nodes.
+        experiment: file to hand to the operator; `fedkd deploy run` must accept it, and its clients must be as many as
+            the nodes.
 
     Raises:
         UserError: the folder exists, or something given is wrong.
@@ -129,7 +130,10 @@ def _check_days(days: int) -> None:
 
 
 def _experiment_text(path: Path, plan: Plan) -> str:
+    from fedkd.deploy.run import check_deployable  # with torch, which nothing else here needs
+
     experiment = config.load(path, [])
+    check_deployable(experiment)
     if experiment.federation.clients != len(plan.nodes):
         raise UserError(
             f"{path}: federation.clients is {experiment.federation.clients}, but --nodes names {len(plan.nodes)}: "

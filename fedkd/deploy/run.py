@@ -60,7 +60,7 @@ class Connection:
         return {"address": self.address, "root-certificates": str(self.root_certificates.resolve())}
 
 
-def check(experiment: Experiment) -> None:
+def check_deployable(experiment: Experiment) -> None:
     """Refuse what no deployment can run, before anybody is asked; data and devices are other machines' matter.
 
     Raises:
@@ -94,7 +94,7 @@ def run(
         LostSightError: the SuperLink no longer answers, and the run may go on.
         RunError: the run did not complete; the message holds the cause.
     """
-    check(experiment)
+    check_deployable(experiment)
     claim(out)
     (out / "experiment.toml").write_text(complete(experiment).to_toml(), encoding="utf-8")
     log = out / FLOWER_LOG

@@ -166,7 +166,7 @@ def test_the_certificate_is_renewed_where_the_authority_is_and_nowhere_else(made
 
 def test_the_operator_gets_the_experiment_if_it_fits(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("[federation]\nclients = 2\n")
+    file.write_text('[federation]\nclients = 2\npartition = "own"\n')
 
     deployment.init(tmp_path / "fed", "a", ["n1", "n2"], experiment=file)
     with pytest.raises(UserError, match=r"federation\.clients is 2, but --nodes names 1"):
@@ -175,3 +175,20 @@ def test_the_operator_gets_the_experiment_if_it_fits(tmp_path):
     assert (tmp_path / "fed" / "operator" / "experiment.toml").read_text() == file.read_text()
     assert "deploy run experiment.toml" in (tmp_path / "fed" / "operator" / "README.txt").read_text()
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[federation]\nclients = 2\n", "expected 'own', where every node has its samples"),
+        ('strategy = "fedmb"\n[federation]\nclients = 2\npartition = "own"\n', "did you mean 'fedmd'"),
+    ],
+)
+def test_the_operator_is_given_no_experiment_that_deploy_run_refuses(tmp_path, text, problem):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+
+    with pytest.raises(UserError, match=problem):
+        deployment.init(tmp_path / "fed", "a", ["n1", "n2"], experiment=file)
+
+    assert not (tmp_path / "fed").exists()
