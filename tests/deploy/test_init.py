@@ -99,7 +99,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("days", [0, -1, 3651])
+@pytest.mark.parametrize("days", [0, -1, 3651, 99_999_999])
 def test_days_that_cannot_be_are_refused_and_nothing_is_written(tmp_path, days):
     with pytest.raises(UserError, match="--days"):
         deployment.init(tmp_path / "fed", "fed.example.org", ["hospital-a"], days=days)
@@ -192,3 +192,32 @@ def test_the_operator_is_given_no_experiment_that_deploy_run_refuses(tmp_path, t
         deployment.init(tmp_path / "fed", "a", ["n1", "n2"], experiment=file)
 
     assert not (tmp_path / "fed").exists()
+
+
+def test_a_node_is_added_after_an_attempt_that_was_cut_off(made, monkeypatch):
+    def cut_off(self, target):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(made), "rename", cut_off)
+        with pytest.raises(OSError, match="no space left"):
+            deployment.add_node(made, "hospital-c")
+    deployment.add_node(made, "hospital-c")
+
+    private = load_ssh_private_key((made / "hospital-c" / "node.key").read_bytes(), None)
+    public = load_ssh_public_key((made / "operator" / "nodes" / "hospital-c.pub").read_bytes())
+    assert private.public_key() == public
+    assert sorted(path.name for path in (made / "operator" / "nodes").iterdir()) == [
+        "hospital-a.pub", "hospital-b.pub", "hospital-c.pub"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_a_damaged_authority_is_named_and_the_certificate_stays(made, name):
+    (made / "ca" / name).write_text("junk")
+    before = contents(made)
+
+    with pytest.raises(UserError, match=rf"^{name}: expected a .*, found a damaged file"):
+        deployment.renew(made)
+
+    assert contents(made) == before
