@@ -78,6 +78,11 @@ RULES: Final[Mapping[str, Rule]] = {
         "SuperNode: it was started without a key, and the SuperLink asks for one: give --auth-supernode-private-key "
         "node.key (start.sh in its folder does).",
     ),
+    "no key, at the SuperLink": Rule(
+        (r"ApiError:2001\]",),
+        "SuperLink: a SuperNode came without a key: start it with --auth-supernode-private-key node.key (start.sh in "
+        "its folder does).",
+    ),
     "key registered twice": Rule(
         (r"\[code: 23\]|ApiError:23\]",),
         "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
