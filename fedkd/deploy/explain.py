@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+from fedkd.engine.commands import without_colours
+
 _SUPERNODE: Final = "Starting Flower SuperNode"
 _SUPERLINK: Final = "Starting Flower SuperLink"
 _VERIFY: Final = r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: "
@@ -178,7 +179,7 @@ def which(log: str) -> str | None:
 
 def _last_session(log: str) -> str:
     """Return what was said since the SuperNode or SuperLink was last started, without colours."""
-    text = _COLOURS.sub("", log)
+    text = without_colours(log)
     return text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedkd.deploy.plan import Plan
+from fedkd.engine.commands import CONNECTION
 
-CONNECTION: Final = "fedkd"
-"""Name of the SuperLink in Flower's ``config.toml``."""
 HOME: Final = "/opt/fedkd"
 """Where the services expect ``venv`` (Python environment) and the machine's folder."""
 SCRIPTS: Final = ("start.sh", "register.sh", "flwr.sh")

@@ -91,7 +91,7 @@ class Commands:
         with tempfile.TemporaryFile() as output:
             self.start(["flwr", *command, "--format", "json"], output).wait()
             output.seek(0)
-            text = _plain(output.read().decode(errors="replace"))
+            text = without_colours(output.read().decode(errors="replace"))
         try:
             answer: dict[str, Any] = json.loads(text[text.index("{") :])
         except ValueError:
@@ -200,7 +200,7 @@ class Commands:
 def failure(problem: str, output: IO[bytes]) -> RunError:
     """Build the error of a failed run: with the end of the last traceback in its log, or the end of the log."""
     log = Path(output.name)
-    text = _plain(log.read_text(encoding="utf-8", errors="replace"))
+    text = without_colours(log.read_text(encoding="utf-8", errors="replace"))
     lines = [line for line in text.splitlines() if line.strip() and not _CHATTER.match(line)]
     start = max((n for n, line in enumerate(lines) if line.startswith("Traceback")), default=None)
     if start is not None:
@@ -208,8 +208,8 @@ def failure(problem: str, output: IO[bytes]) -> RunError:
     return RunError("\n".join([problem, *lines[-_CAUSE_LINES:], f"The whole log is in {log}."]))
 
 
-def _plain(text: str) -> str:
-    """Return a text without its colours."""
+def without_colours(text: str) -> str:
+    """Return a text as it would be in a terminal without colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 

@@ -7,12 +7,13 @@ holds Flower to the table of ``docs/decisions/0018-what-flower-does-when-killed.
 import contextlib
 import json
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+
+from fedkd.engine.commands import without_colours
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
@@ -77,7 +78,7 @@ class Run:
     def _ask(self, *command: str) -> dict:
         asked = self.here.script("operator/flwr.sh", *command, "--format", "json")
         assert asked.ended() == 0, asked.said
-        text = re.sub(r"\x1b\[[0-9;]*m", "", asked.said)
+        text = without_colours(asked.said)
         return json.loads(text[text.index("{") :])
 
     def client(self) -> int:
