@@ -210,9 +210,10 @@ For whoever starts runs at the SuperLink {plan.superlink}; this may be on the Su
 1. Start the SuperLink (its folder says how).
 2. sh register.sh            registers the nodes' public keys; again after `fedkd deploy add-node`
 3. Start the SuperNodes (their folders say how).
-4. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
+4. sh flwr.sh supernode list {CONNECTION}    are all of them online?
+5. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
 
-sh flwr.sh supernode list {CONNECTION}             who is there
+Flower's programs and fedkd must be in PATH: activate the Python environment first.
 sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within seconds
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """
