@@ -133,7 +133,7 @@ def _what_now(server_out: str) -> str:
     """Return what to do when a run is out of sight."""
     if not server_out:
         return "its results are on the SuperLink's machine, in runs/ beside its start.sh; next time name --server-out"
-    return f"when the SuperLink answers again, start the same run with the same --server-out {server_out}: it goes on"
+    return f"when the SuperLink answers again, start the same run with the same --server-out {server_out}"
 
 
 class _Told:

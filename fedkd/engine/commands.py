@@ -164,7 +164,7 @@ class Commands:
                     raise
                 if time.monotonic() >= deadline:
                     what = f"lost sight of run {run_id}, which may go on; asked for {patience:.0f} s, and"
-                    raise LostSightError(f"{what} {' '.join(str(error).split())}") from None
+                    raise LostSightError(f"{what} {' '.join(str(error).split()).rstrip('.')}") from None
                 time.sleep(min(_PAUSE_SECONDS, patience))
             else:
                 return run

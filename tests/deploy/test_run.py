@@ -118,7 +118,7 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
 @pytest.mark.parametrize(
     ("server_out", "what_now"),
     [
-        ("there/run", "; when the SuperLink answers again, start the same run with the same --server-out there/run:"),
+        ("there/run", "; when the SuperLink answers again, start the same run with the same --server-out there/run"),
         ("", "; its results are on the SuperLink's machine, in runs/ beside its start.sh"),
     ],
 )
