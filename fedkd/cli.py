@@ -1,12 +1,11 @@
 """The command line: ``fedkd run``, ``resume``, ``compare``, ``list``, ``deploy`` and ``doctor``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the run failed, 2 a mistake
-in what the user gave, 130 interrupted.
+in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 """
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,13 +22,16 @@ import fedkd
 from fedkd import config
 from fedkd.config import Experiment
 from fedkd.deploy.cli import deploy, doctor
-from fedkd.errors import RunError, UserError
+from fedkd.engine.interrupts import stop_in_order
+from fedkd.errors import LostSightError, RunError, UserError
 
 if TYPE_CHECKING:
     from fedkd.engine.result import Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
+LOST_SIGHT = 3
+"""Exit code when nobody answers for a run any more, and it may go on."""
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""
 WIDTH = 120
@@ -170,7 +172,7 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line, turning mistakes and failed runs into one message and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything started is also stopped
+    stop_in_order()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -181,10 +183,10 @@ def _run(arguments: list[str]) -> int:
         return _say(f"error: {error.format_message().rstrip('.')}; see fedkd --help.", error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
+    except (LostSightError, _InterruptedError) as error:
+        return _say(str(error), LOST_SIGHT if isinstance(error, LostSightError) else INTERRUPTED)
     except RunError as error:
         return _say("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", [])]), 1)
-    except _InterruptedError as error:
-        return _say(str(error), INTERRUPTED)
     if code == INTERRUPTED:
         return _say("interrupted; the rounds that finished are in the run folder", INTERRUPTED)
     return int(code or 0)

@@ -15,6 +15,10 @@ class RunError(RuntimeError):
     """A run that could not go on; the command line prints it and exits with code 1."""
 
 
+class LostSightError(RunError):
+    """A run of which nobody answers any more, and which may go on; the command line exits with code 3."""
+
+
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """Build the error for a name that does not exist, with the nearest names that do.
 

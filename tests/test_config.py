@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import re
+import shlex
+import tomllib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -464,3 +467,13 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
 )
 def test_what_would_be_ignored_in_silence_is_refused(settings: list[str], message: str) -> None:
     assert refusal("", *settings).startswith(f"run.toml: {message}")
+
+
+def test_the_overrides_that_the_app_shows_are_understood() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    shown = re.search(r'^overrides = ""  # "([^"]+)"', text, re.MULTILINE)
+    app = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+
+    assert shown is not None
+    assert load(root / app["experiment"], shlex.split(shown[1])) != load(root / app["experiment"])

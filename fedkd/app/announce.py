@@ -1,7 +1,8 @@
 """How a server tells a far-away operator what comes out: by lines in the run's log, which Flower carries.
 
 Clients' words are in that log too. So a server begins with a mark that it draws before it asks anybody anything, and
-only lines that start with it count: a client never sees the log, and cannot know the mark.
+only lines that start with it count: words that look like an announcement by accident are none. It is no protection
+against a client that means harm: the log is open to whoever reaches the SuperLink (decision 13), and shows the mark.
 """
 
 import json

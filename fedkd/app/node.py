@@ -12,7 +12,7 @@ from fedkd.errors import UserError, unknown
 
 LOG = logging.getLogger("fedkd")
 NEEDED, OPTIONAL = ("client", "data", "store"), ("view", "architecture", "device", "commons", "afresh")
-FLOWERS = ("partition-id", "num-partitions")
+SIMULATIONS_KEYS = ("partition-id", "num-partitions")
 """Keys that Flower's simulation sets."""
 
 
@@ -46,7 +46,7 @@ def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
         UserError: a key is missing, or a value is no text.
     """
     for key in config:
-        if key not in (*NEEDED, *OPTIONAL, *FLOWERS):
+        if key not in (*NEEDED, *OPTIONAL, *SIMULATIONS_KEYS):
             LOG.warning("%s", unknown("key", key, [*NEEDED, *OPTIONAL], where="node config"))
     missing = [key for key in NEEDED if not config.get(key)]
     if missing:

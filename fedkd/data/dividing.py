@@ -1,5 +1,6 @@
 """Divide a simulated federation into the files of a real one: what all share, and what each client's node holds."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ COMMONS, EXPERIMENT = "commons.npz", "experiment.toml"
 def divide(experiment: Experiment, out: Path) -> dict[str, Path]:
     """Write the files of a deployment that computes what a simulation computes, bit for bit.
 
-    These are ``commons.npz``; for each client ``<key>.npz``, its samples, and ``<key>.toml``, its node's configuration;
-    and ``experiment.toml``.
+    These are ``commons.npz``; for each client ``<key>.npz``, its samples, which only this user may read, and
+    ``<key>.toml``, its node's configuration; and ``experiment.toml``.
 
     Args:
         experiment: what is simulated.
@@ -96,7 +97,8 @@ def _expect_one_presence(experiment: Experiment, view: str) -> None:
 
 
 def _write_client(federation: Federation, held: Holding, out: Path) -> Path:
-    np.savez(out / f"{held.key}.npz", allow_pickle=False, **arrays(held_by(federation, held)))
+    with os.fdopen(os.open(out / f"{held.key}.npz", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as private:
+        np.savez(private, allow_pickle=False, **arrays(held_by(federation, held)))
     config = {
         "client": held.key,
         "data": str(out / f"{held.key}.npz"),

@@ -197,7 +197,7 @@ def disk(free: int, where: str) -> Finding:
 def open_files(limit: int | None) -> Finding:
     """Check how many files one process may have open (``ulimit -n``); None if there is no limit."""
     shown = "no limit" if limit is None else str(limit)
-    advice = "ulimit -n 65536, or LimitNOFILE=65536 in the unit (ours has it)"
+    advice = "ulimit -n 65536, or LimitNOFILE=65536 in the service (ours has it)"
     if limit is None or limit >= 4096:  # noqa: PLR2004 - a Ray worker has hundreds, its servers thousands
         return Finding("open files", "ok", shown)
     return Finding("open files", "warn" if limit >= 1024 else "fail", shown, advice)  # noqa: PLR2004 - Linux's default

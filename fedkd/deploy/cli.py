@@ -32,7 +32,7 @@ def init(
     days: DAYS = 365,
     experiment: Annotated[Path | None, typer.Option(help="experiment file for the operator's folder")] = None,
 ) -> None:
-    """Write what a first deployment needs: one folder for every machine, with keys, commands and a systemd unit."""
+    """Write what a first deployment needs: one folder for every machine, with keys, commands and a systemd service."""
     from fedkd.deploy import init as deployment
 
     plan = deployment.init(folder, superlink, _names(nodes), _names(also), days, experiment)
@@ -100,7 +100,7 @@ def run(
 
     experiment = config.load(file, set_ or [])
     connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
-    deployed.check(experiment)
+    deployed.check_deployable(experiment)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
         with RoundProgress([experiment.strategy], experiment.rounds) as progress:
             summary = deployed.run(experiment, connection, folder, server_out, progress.advance)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+from fedkd.engine.commands import without_colours
+
 _SUPERNODE: Final = "Starting Flower SuperNode"
 _SUPERLINK: Final = "Starting Flower SuperLink"
 _VERIFY: Final = r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: "
@@ -77,6 +78,11 @@ RULES: Final[Mapping[str, Rule]] = {
         (r"\[code: 2001\]",),
         "SuperNode: it was started without a key, and the SuperLink asks for one: give --auth-supernode-private-key "
         "node.key (start.sh in its folder does).",
+    ),
+    "no key, at the SuperLink": Rule(
+        (r"ApiError:2001\]",),
+        "SuperLink: a SuperNode came without a key: start it with --auth-supernode-private-key node.key (start.sh in "
+        "its folder does).",
     ),
     "key registered twice": Rule(
         (r"\[code: 23\]|ApiError:23\]",),
@@ -173,7 +179,7 @@ def which(log: str) -> str | None:
 
 def _last_session(log: str) -> str:
     """Return what was said since the SuperNode or SuperLink was last started, without colours."""
-    text = _COLOURS.sub("", log)
+    text = without_colours(log)
     return text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
 
 

@@ -171,15 +171,24 @@ def look_at_superlink(address: Address, root_certificates: Path | None) -> Link:
     except ssl.SSLCertVerificationError as error:
         untrusted = error.verify_message
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only to read it and the clock
-        certificate = _handshake(address, context)
-    except ssl.SSLError:
+        try:
+            certificate = _handshake(address, context)
+        except OSError as second:
+            return Link(error=_reason(second))
+    except ssl.SSLError as error:
         ahead, uncertain = _clock(http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT))
+        if ahead is None:  # nor does it answer over HTTP, with a date, as Flower does
+            return Link(error=f"what answers is no SuperLink, neither with TLS nor without ({_reason(error)})")
         return Link(ahead=ahead, uncertain=uncertain)
     except OSError as error:
-        return Link(error=error.strerror or str(error) or type(error).__name__)
+        return Link(error=_reason(error))
     connection = http.client.HTTPSConnection(address.host, address.port, timeout=TIMEOUT, context=context)
     ahead, uncertain = _clock(connection)
     return Link(None, True, untrusted, _days_left(certificate), ahead, uncertain)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
 
 
 def _handshake(address: Address, context: ssl.SSLContext) -> bytes:

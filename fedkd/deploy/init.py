@@ -13,7 +13,7 @@ from typing import Final
 from cryptography import x509
 
 from fedkd import config
-from fedkd.deploy.keys import SERVER_DAYS, Pair, make_authority, make_node, make_server, utc_now
+from fedkd.deploy.keys import CA_DAYS, SERVER_DAYS, Pair, make_authority, make_node, make_server, utc_now
 from fedkd.deploy.kit import SCRIPTS, node_files, operator_files, overview, superlink_files
 from fedkd.deploy.plan import CA, OPERATOR, PLAN, SUPERLINK, Plan, check_node_name, make_plan, plan_text, read_plan
 from fedkd.errors import UserError
@@ -43,7 +43,8 @@ def init(
         nodes: names of the nodes.
         also: further names and IP addresses of the SuperLink's machine.
         days: how long the server's certificate is valid.
-        experiment: file to hand to the operator; its clients must be as many as the nodes.
+        experiment: file to hand to the operator; `fedkd deploy run` must accept it, and its clients must be as many as
+            the nodes.
 
     Raises:
         UserError: the folder exists, or something given is wrong.
@@ -84,7 +85,9 @@ def add_node(folder: Path, name: str) -> Plan:
     plan = replace(plan, nodes=(*plan.nodes, name))
     with _appearing(folder / name) as new:
         public = _write_node(new, plan, name, certificate.read_bytes())
-        _write(folder / OPERATOR / "nodes", {f"{name}.pub": public})
+        public_keys = folder / OPERATOR / "nodes"
+        public_keys.mkdir(FOLDER, exist_ok=True)
+        _replace(public_keys / f"{name}.pub", public)  # there may be one of an attempt that was cut off
     _replace(folder / PLAN, plan_text(plan).encode())
     return plan
 
@@ -124,12 +127,15 @@ def _server_files(server: Pair) -> dict[str, bytes]:
 
 
 def _check_days(days: int) -> None:
-    if days < 1:
-        raise UserError(f"--days: expected at least 1, found {days}.")
+    if not 1 <= days <= CA_DAYS:
+        raise UserError(f"--days: expected 1 to {CA_DAYS}, as long as an authority is valid, found {days}.")
 
 
 def _experiment_text(path: Path, plan: Plan) -> str:
+    from fedkd.deploy.run import check_deployable  # with torch, which nothing else here needs
+
     experiment = config.load(path, [])
+    check_deployable(experiment)
     if experiment.federation.clients != len(plan.nodes):
         raise UserError(
             f"{path}: federation.clients is {experiment.federation.clients}, but --nodes names {len(plan.nodes)}: "

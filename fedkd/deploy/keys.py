@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -76,18 +77,15 @@ def make_server(authority: Pair, names: Sequence[str], now: datetime, days: int 
         days: how long it is valid; not beyond the authority's end.
 
     Raises:
-        UserError: the authority has expired or ends before.
+        UserError: the authority has expired or ends before, or what is given is none.
     """
-    issuer = x509.load_pem_x509_certificate(authority.public)
+    issuer, signer = _read_authority(authority)
     if issuer.not_valid_after_utc < now + timedelta(days=days):
         raise UserError(
             f"--days: expected a certificate within its authority's time, which ends on "
             f"{issuer.not_valid_after_utc:%Y-%m-%d}, found {days} days from now: ask for "
             "fewer, or make a new deployment."
         )
-    signer = load_pem_private_key(authority.private, password=None)
-    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != issuer.public_key():
-        raise UserError("ca.key: expected the private key of ca.crt, found another one: bring back the right file.")
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
@@ -114,6 +112,20 @@ def make_node(name: str) -> Pair:
 def utc_now() -> datetime:
     """Return the time, in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _read_authority(authority: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        issuer = x509.load_pem_x509_certificate(authority.public)
+    except ValueError:
+        raise UserError("ca.crt: expected a certificate, found a damaged file: bring back the right file.") from None
+    try:
+        signer = load_pem_private_key(authority.private, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UserError("ca.key: expected a private key, found a damaged file: bring back the right file.") from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != issuer.public_key():
+        raise UserError("ca.key: expected the private key of ca.crt, found another one: bring back the right file.")
+    return issuer, signer
 
 
 def _builder(

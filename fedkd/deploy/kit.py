@@ -1,4 +1,4 @@
-"""What each machine of a deployment gets, as texts: commands that Flower 1.41 understands, systemd units, and advice.
+"""What each machine of a deployment gets, as texts: commands that Flower 1.41 understands, services, advice.
 
 Scripts go to their own folder first, so that they work by hand, from systemd and from anywhere. Nothing here is secret.
 """
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedkd.deploy.plan import Plan
+from fedkd.engine.commands import CONNECTION
 
-CONNECTION: Final = "fedkd"
-"""Name of the SuperLink in Flower's ``config.toml``."""
 HOME: Final = "/opt/fedkd"
-"""Where the units expect ``venv`` (Python environment) and the machine's folder."""
+"""Where the services expect ``venv`` (Python environment) and the machine's folder."""
 SCRIPTS: Final = ("start.sh", "register.sh", "flwr.sh")
 
 _ENVIRONMENT: Final = """\
 cd "$(dirname "$0")"
+umask 077                                               # models of private data are for this user's eyes alone
 export FLWR_HOME="$PWD/flower"                          # Flower's own files stay in this folder
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1  # nothing is sent to anyone else
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1   # no `uv sync` at every run
@@ -84,17 +84,20 @@ exec flwr "$@"
 """
 
 _NODE_CONFIG: Final = """\
-# What this node says of itself. Take the # away from what you need.
+# What this node says of itself. The first three are needed, the others where you take the # away.
+# Paths are absolute or begin in this folder. The service reads anywhere, and writes into this folder only.
 client = "{name}"
-partition-id = {number}       # which client of the experiment it is, where the experiment deals out the samples
-# data = "/data/own.npz"      # its own samples: an .npz file, or a folder of images or sounds
-# view = "image"              # how it sees them
-# architecture = "cnn"        # its model
+data = "own.npz"              # its own samples: an .npz file, or a folder of images or recordings
+store = "state"               # folder in which its models are kept between rounds
+# view = "image"              # how it sees its samples, if the experiment has several views
+# architecture = "cnn"        # its model, if the experiment has several
 # device = "cuda"             # where it computes; else as the experiment says
-# store = "/data/state"       # where it keeps its state between rounds
+# commons = "commons.npz"     # where this machine has the commons; else where the experiment says
+# afresh = "NAME-OF-A-RUN"    # a run in which its client begins anew, because its state was lost
+# partition-id = {number}            # which client it is in an experiment that deals samples out (not for deploy run)
 """
 
-_UNIT: Final = """\
+_SERVICE: Final = """\
 [Unit]
 Description=fedkd {role}
 Wants=network-online.target
@@ -134,15 +137,21 @@ As a service (Linux with systemd), as root:
     useradd --system --home-dir {home} --shell /usr/sbin/nologin fedkd
     python3 -m venv {home}/venv && {home}/venv/bin/pip install FEDKD_CHECKOUT
     cp -r . {home}/{folder} && chown -R fedkd:fedkd {home}/{folder} && chmod 700 {home}/{folder}
-    cp {unit} /etc/systemd/system/ && systemctl daemon-reload
-    systemctl enable --now {unit}
-    journalctl -u {unit} -f
+    cp {service} /etc/systemd/system/ && systemctl daemon-reload
+    systemctl enable --now {service}
+    journalctl -u {service} -f
+"""
+
+_PATHS: Final = """
+Flower's programs must be in PATH: activate the Python environment first; the service has its own.
+The service may write into this folder only: for a `store` or --server-out elsewhere, add it to ReadWritePaths= in the
+.service file.
 """
 
 
 def superlink_files(plan: Plan) -> dict[str, str]:
     """Return the texts for the SuperLink's machine, by file name."""
-    unit = "fedkd-superlink.service"
+    service = "fedkd-superlink.service"
     bind = _bind(plan)
     readme = f"""\
 The SuperLink of this deployment: {plan.superlink}
@@ -152,22 +161,22 @@ It listens on {bind}, port {plan.superlink.port} (TCP).
 Let only the machines of the nodes and the operator through the firewall: Flower serves them all on one port, and
 whoever reaches it may register keys and start runs.
 
-{_INSTALL.format(home=HOME, folder="superlink", unit=unit)}
+{_INSTALL.format(home=HOME, folder="superlink", service=service)}
 ca.crt            shows everybody whom to trust; not secret
 server.crt        the certificate, for {", ".join(plan.names)}
 server.key        secret: stays on this machine
 superlink.sqlite  appears here: registered nodes and runs; without it all nodes must be registered again
-"""
+{_PATHS}"""
     return {
         "start.sh": _SUPERLINK.format(environment=_ENVIRONMENT, bind=bind, port=plan.superlink.port),
-        unit: _UNIT.format(role="SuperLink", home=HOME, folder="superlink", restart="on-failure"),
+        service: _SERVICE.format(role="SuperLink", home=HOME, folder="superlink", restart="on-failure"),
         "README.txt": readme,
     }
 
 
 def node_files(plan: Plan, name: str) -> dict[str, str]:
     """Return the texts for one node's machine, by file name."""
-    unit = f"fedkd-{name}.service"
+    service = f"fedkd-{name}.service"
     readme = f"""\
 The SuperNode {name}, of the SuperLink {plan.superlink}
 
@@ -176,17 +185,17 @@ Then edit node.toml, and start it by hand: sh start.sh
 It opens a connection to the SuperLink and needs no open port. The operator must have registered its key before.
 A program of the operator's runs here, with the rights of the user who starts it, and sees what that user may read.
 
-{_INSTALL.format(home=HOME, folder=name, unit=unit)}
+{_INSTALL.format(home=HOME, folder=name, service=service)}
 ca.crt      shows whom to trust; not secret
 node.key    secret: whoever has it can pass for {name}; it never leaves this machine
 node.toml   what this node says of itself
-"""
+{_PATHS}"""
     number = plan.nodes.index(name)
     # Always: a SuperNode that is refused because of its clock, or that lost its SuperLink, exits with 0.
     return {
         "start.sh": _SUPERNODE.format(environment=_ENVIRONMENT, name=name, superlink=plan.superlink),
         "node.toml": _NODE_CONFIG.format(name=name, number=number),
-        unit: _UNIT.format(role=f"SuperNode {name}", home=HOME, folder=name, restart="always"),
+        service: _SERVICE.format(role=f"SuperNode {name}", home=HOME, folder=name, restart="always"),
         "README.txt": readme,
     }
 
@@ -201,9 +210,10 @@ For whoever starts runs at the SuperLink {plan.superlink}; this may be on the Su
 1. Start the SuperLink (its folder says how).
 2. sh register.sh            registers the nodes' public keys; again after `fedkd deploy add-node`
 3. Start the SuperNodes (their folders say how).
-4. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
+4. sh flwr.sh supernode list {CONNECTION}    are all of them online?
+5. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
 
-sh flwr.sh supernode list {CONNECTION}             who is there
+Flower's programs and fedkd must be in PATH: activate the Python environment first.
 sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within seconds
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fedkd.app.announce import announced
 from fedkd.app.history import RoundRecord
@@ -19,8 +19,13 @@ from fedkd.config import Experiment
 from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
 from fedkd.engine.commands import CONNECTION, Commands
-from fedkd.errors import RunError, UserError
+from fedkd.engine.interrupts import interrupts_wait
+from fedkd.errors import LostSightError, RunError, UserError
 from fedkd.strategy.registry import complete, create
+
+PATIENCE: Final = 300.0
+"""Seconds for which a SuperLink that does not answer is asked again: a restart, or a broken line."""
+_END: Final = {"manifest", "folder", "summary"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Connection:
         return {"address": self.address, "root-certificates": str(self.root_certificates.resolve())}
 
 
-def check(experiment: Experiment) -> None:
+def check_deployable(experiment: Experiment) -> None:
     """Refuse what no deployment can run, before anybody is asked; data and devices are other machines' matter.
 
     Raises:
@@ -86,22 +91,49 @@ def run(
 
     Raises:
         UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
+        LostSightError: the SuperLink no longer answers, and the run may go on.
         RunError: the run did not complete; the message holds the cause.
     """
-    check(experiment)
+    check_deployable(experiment)
     claim(out)
     (out / "experiment.toml").write_text(complete(experiment).to_toml(), encoding="utf-8")
     log = out / FLOWER_LOG
     told = _Told(log, on_round)
-    with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
-        run_id = commands.submit(app)
-        try:
-            commands.watch(run_id, on_poll=told.report)
-        except KeyboardInterrupt:  # nobody waits for it any more: the nodes are free again
-            with suppress(RunError):
+    try:
+        with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
+            _follow(commands, app, told.report)
+    except LostSightError as error:
+        raise LostSightError(f"{error}; {_what_now(server_out)}") from None
+    finally:
+        said = announced(_read(log))
+        _keep(said, out)
+    if not said.keys() >= _END:  # Flower calls a server that ended early "completed"
+        raise RunError(f"the run ended without a result; its log is {log}.")
+    return {**said["summary"][-1], "folder": said["folder"][-1]["path"]}
+
+
+def _follow(commands: Commands, app: Path, on_poll: Callable[[], None]) -> None:
+    """Submit an app and watch its run; an operator who no longer waits also stops it, so that the nodes are free again.
+
+    Ctrl-C waits while it is being submitted: the SuperLink may have started a run whose number we do not know yet.
+    """
+    run_id = ""
+    try:
+        with interrupts_wait():
+            run_id = commands.submit(app)
+        commands.watch(run_id, patience=PATIENCE, on_poll=on_poll)
+    except KeyboardInterrupt:
+        with suppress(RunError):
+            if run_id:
                 commands.ask("stop", run_id, CONNECTION)
-            raise
-    return _keep(announced(_read(log)), out)
+        raise
+
+
+def _what_now(server_out: str) -> str:
+    """Return what to do when a run is out of sight."""
+    if not server_out:
+        return "its results are on the SuperLink's machine, in runs/ beside its start.sh; next time name --server-out"
+    return f"when the SuperLink answers again, start the same run with the same --server-out {server_out}"
 
 
 class _Told:
@@ -118,16 +150,15 @@ class _Told:
                 self._on_round(RoundRecord(**values))
 
 
-def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> dict[str, Any]:
-    """Write what the server has announced as the files of a run folder, the summary last."""
-    if not {"manifest", "folder", "summary"} <= said.keys():  # Flower calls a server that ended early "completed"
-        raise RunError(f"the run ended without a result; its log is {out / FLOWER_LOG}.")
+def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
+    """Write what the server has announced as the files of a run folder; the summary if the run is complete."""
     for name, kind in ((ROUNDS, "round"), (CLIENTS, "client")):
         lines = dict.fromkeys(json.dumps(values) + "\n" for values in said.get(kind, []))
-        (out / name).write_text("".join(lines), encoding="utf-8")
-    for kind in ("manifest", "summary"):
-        (out / f"{kind}.json").write_text(json.dumps(said[kind][-1], indent=2) + "\n", encoding="utf-8")
-    return {**said["summary"][-1], "folder": said["folder"][-1]["path"]}
+        if lines:
+            (out / name).write_text("".join(lines), encoding="utf-8")
+    for kind in ("manifest", *(["summary"] if said.keys() >= _END else [])):
+        for values in said.get(kind, [])[-1:]:
+            (out / f"{kind}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

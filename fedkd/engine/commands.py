@@ -22,11 +22,12 @@ from typing import IO, Any, Final
 import tomli_w
 
 import fedkd
-from fedkd.errors import RunError
+from fedkd.errors import LostSightError, RunError
 
 CONNECTION: Final = "fedkd"
 """Name of the SuperLink in Flower's ``config.toml``."""
 _POLL_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 5.0  # before a SuperLink that did not answer is asked again
 _GRACE_SECONDS: Final = 10.0  # a simulation that is told to stop shuts Ray down first
 _SOCKET_ROOM: Final = 25  # a socket's path has at most 107 characters, and Ray adds about 80 to the temporary folder's
 _CAUSE_LINES: Final = 20
@@ -90,7 +91,7 @@ class Commands:
         with tempfile.TemporaryFile() as output:
             self.start(["flwr", *command, "--format", "json"], output).wait()
             output.seek(0)
-            text = _plain(output.read().decode(errors="replace"))
+            text = without_colours(output.read().decode(errors="replace"))
         try:
             answer: dict[str, Any] = json.loads(text[text.index("{") :])
         except ValueError:
@@ -107,22 +108,37 @@ class Commands:
         """
         return str(self.ask("run", str(app_dir.resolve()), CONNECTION, *options)["run-id"])
 
-    def watch(self, run_id: str, *, timeout: float | None = None, on_poll: Callable[[], None] = lambda: None) -> None:
+    def watch(
+        self,
+        run_id: str,
+        *,
+        timeout: float | None = None,
+        patience: float = 0.0,
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
         """Copy a run's log to the output until the run is over; return when it has completed.
+
+        A log that broke off is copied once more from its beginning.
 
         Args:
             run_id: Flower's number of the run.
             timeout: seconds it may take; unlimited if None.
+            patience: seconds for which a SuperLink that does not answer is asked again.
             on_poll: called about once a second while the run goes on.
 
         Raises:
+            LostSightError: with patience, the SuperLink did not answer for so long.
             RunError: it failed, was stopped or took too long; the message holds the cause.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        run = {"status": "submitted"}
-        while not run["status"].startswith("finished"):
-            self._follow_log(run_id, deadline, on_poll)
-            run = self.ask("list", CONNECTION, "--run-id", run_id)["runs"][0]
+        run, whole, enough = {"status": "submitted"}, False, float("inf")
+        while not run["status"].startswith("finished") or not (whole or time.monotonic() >= enough):
+            whole = self._follow_log(run_id, deadline, on_poll)
+            run = self._find(run_id, patience)
+            if run["status"].startswith("finished"):
+                enough = min(enough, time.monotonic() + patience)
+            if patience and not whole:
+                time.sleep(_POLL_SECONDS)
         on_poll()
         if run["status"] != "finished:completed":
             raise failure(f"the Flower run ended as {run['status']}: {run['status-details']}", self.output)
@@ -137,8 +153,24 @@ class Commands:
                 process.wait()
             shutil.rmtree(self._home, ignore_errors=True)
 
-    def _follow_log(self, run_id: str, deadline: float, on_poll: Callable[[], None]) -> None:
-        """Copy the run's log to the output; Flower ends the copy when the run is finished.
+    def _find(self, run_id: str, patience: float) -> dict[str, Any]:
+        """Return what the SuperLink says of a run, as soon as it answers."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                run: dict[str, Any] = self.ask("list", CONNECTION, "--run-id", run_id)["runs"][0]
+            except RunError as error:
+                if not patience:
+                    raise
+                if time.monotonic() >= deadline:
+                    what = f"lost sight of run {run_id}, which may go on; asked for {patience:.0f} s, and"
+                    raise LostSightError(f"{what} {' '.join(str(error).split()).rstrip('.')}") from None
+                time.sleep(min(_PAUSE_SECONDS, patience))
+            else:
+                return run
+
+    def _follow_log(self, run_id: str, deadline: float, on_poll: Callable[[], None]) -> bool:
+        """Copy the run's log to the output; return whether Flower ended the copy because the run is finished.
 
         One command serves the whole run: to ask for the status every second would cost a second of CPU time each.
         """
@@ -148,8 +180,7 @@ class Commands:
             if time.monotonic() > deadline:
                 raise failure("the Flower run did not finish in time and was stopped", self.output)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                copy.wait(_POLL_SECONDS)
-                return
+                return copy.wait(_POLL_SECONDS) == 0
 
     def _end_processes(self, how: signal.Signals) -> None:
         """Signal every process of the run once; wait until none is left or the grace is over."""
@@ -169,7 +200,7 @@ class Commands:
 def failure(problem: str, output: IO[bytes]) -> RunError:
     """Build the error of a failed run: with the end of the last traceback in its log, or the end of the log."""
     log = Path(output.name)
-    text = _plain(log.read_text(encoding="utf-8", errors="replace"))
+    text = without_colours(log.read_text(encoding="utf-8", errors="replace"))
     lines = [line for line in text.splitlines() if line.strip() and not _CHATTER.match(line)]
     start = max((n for n, line in enumerate(lines) if line.startswith("Traceback")), default=None)
     if start is not None:
@@ -177,8 +208,8 @@ def failure(problem: str, output: IO[bytes]) -> RunError:
     return RunError("\n".join([problem, *lines[-_CAUSE_LINES:], f"The whole log is in {log}."]))
 
 
-def _plain(text: str) -> str:
-    """Return a text without its colours."""
+def without_colours(text: str) -> str:
+    """Return a text as it would be in a terminal without colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 

@@ -1,5 +1,7 @@
 """A simulation divided into files: nodes that see only their own compute what the simulation computes, bit for bit."""
 
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,14 @@ def test_a_run_on_nodes_says_who_takes_part_and_can_be_reported(
     assert f"takes part: client-1  cnn, image@4, {sizes['client-1']} samples" in said
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "client-3" in page
+
+
+def test_a_clients_samples_are_for_nobody_else_to_read(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        divide(experiment_of("fedmd"), tmp_path / "files")
+    finally:
+        os.umask(before)
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "files").glob("client-*.npz")}
+    assert set(modes.values()) == {0o600}

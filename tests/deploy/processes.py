@@ -22,7 +22,7 @@ def of_machine(folder: Path, program: str = "") -> list[int]:
 
 
 def kill_machine(folder: Path, program: str = "") -> int:
-    """SIGKILL all that runs from a machine's folder, as systemd does with a unit; return how many it were.
+    """SIGKILL all that runs from a machine's folder, as systemd does with a service; return how many it were.
 
     A program that was starting when it was looked for is found by the next look.
     """

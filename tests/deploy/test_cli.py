@@ -8,7 +8,9 @@ import pytest
 
 from fedkd.cli import main
 from fedkd.deploy import doctor
+from fedkd.deploy import run as deployed
 from fedkd.deploy.checks import Finding
+from fedkd.errors import LostSightError, RunError
 
 
 @pytest.fixture
@@ -58,6 +60,24 @@ def test_mistakes_are_one_line_and_exit_code_2(fedkd_, arguments, expected):
     assert (code, out) == (2, "")
     assert expected in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LostSightError("lost sight of run 7"), (3, "", "lost sight of run 7\n")),
+        (RunError("no client"), (1, "", "the run failed: no client\n")),
+    ],
+)
+def test_a_run_out_of_sight_has_an_exit_code_of_its_own(fedkd_, monkeypatch, tmp_path, error, expected):
+    (tmp_path / "own.toml").write_text('[federation]\npartition = "own"\n', encoding="utf-8")
+
+    def end(*given):
+        raise error
+
+    monkeypatch.setattr(deployed, "run", end)
+
+    assert fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1") == expected
 
 
 def test_a_log_is_explained(fedkd_, tmp_path):

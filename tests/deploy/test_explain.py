@@ -37,6 +37,9 @@ UNKNOWN = f"ERROR :     [/v1/fleet/activate-node][ApiError:2004] {KEY}No SuperNo
 REUSED = (
     f"ERROR :     [/v1/fleet/activate-node][ApiError:2004] {KEY}SuperNode with node ID 61 could not be activated.\n"
 )
+KEYLESS = (
+    "ERROR :     [/v1/fleet/register-node][ApiError:2001] Attempted to register SuperNode with public key: b'-----'\n"
+)
 TWICE = "ERROR :     [/v1/control/register-node][ApiError:23] Public key already in use while registering node\n"
 CLOCK = 'INFO [uvicorn.access] 10.0.0.9:37860 - "POST /v1/fleet/activate-node HTTP/1.1" 401\n'
 
@@ -66,6 +69,7 @@ SEEN = [
     ("nobody answers", node(RETRY * 3 + ENDED)),
     ("unknown key", SUPERLINK.format(UNKNOWN)),
     ("reused key", SUPERLINK.format(REUSED)),
+    ("no key, at the SuperLink", SUPERLINK.format(KEYLESS)),
     ("clock, at the SuperLink", SUPERLINK.format(CLOCK)),
     ("key registered twice", SUPERLINK.format(TWICE)),
     (

@@ -2,11 +2,13 @@
 
 import contextlib
 import http.server
+import itertools
 import os
 import shutil
 import socket
 import ssl
 import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from email.utils import formatdate
 
@@ -107,6 +109,67 @@ def test_nobody_there():
         port = probe.getsockname()[1]
 
     assert facts.look_at_superlink(Address(HOST, port), None).error == "Connection refused"
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[socket.socket, int], object]) -> Iterator[Address]:
+    """Listen, and let every connection be answered so; it is given its number too."""
+    over = threading.Event()
+    with socket.create_server((HOST, 0)) as server:
+
+        def serve() -> None:
+            for number in itertools.count():
+                with contextlib.suppress(OSError), server.accept()[0] as peer:
+                    answer(peer, number)
+                if over.is_set():
+                    return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield Address(HOST, server.getsockname()[1])
+        finally:
+            over.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def shake_hands(context: ssl.SSLContext, peer: socket.socket) -> None:
+    with context.wrap_socket(peer, server_side=True):
+        pass
+
+
+def test_what_is_no_superlink_is_not_called_one_in_plain_text():
+    def ssh(peer: socket.socket, number: int) -> None:
+        peer.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+        peer.recv(1000)
+
+    with answering(ssh) as address:
+        link = facts.look_at_superlink(address, None)
+
+    assert "no SuperLink, neither with TLS nor without" in link.error
+
+
+def test_a_failed_handshake_is_not_plain_text():
+    without_a_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    with answering(lambda peer, number: shake_hands(without_a_certificate, peer)) as address:
+        link = facts.look_at_superlink(address, None)
+
+    assert "no SuperLink, neither with TLS nor without" in link.error
+
+
+def test_one_that_goes_away_before_the_second_look_is_an_answer_too(tls):
+    context = tls[0]()
+
+    def once(peer: socket.socket, number: int) -> None:
+        if number == 0:
+            shake_hands(context, peer)
+
+    with answering(once) as address:
+        link = facts.look_at_superlink(address, None)
+
+    assert link.error
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])

@@ -99,7 +99,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("days", [0, -1, 3651])
+@pytest.mark.parametrize("days", [0, -1, 3651, 99_999_999])
 def test_days_that_cannot_be_are_refused_and_nothing_is_written(tmp_path, days):
     with pytest.raises(UserError, match="--days"):
         deployment.init(tmp_path / "fed", "fed.example.org", ["hospital-a"], days=days)
@@ -115,7 +115,7 @@ def test_a_node_is_added_without_the_authoritys_key_and_nothing_else_changes(mad
 
     after = contents(made)
     assert read_plan(made).nodes == ("hospital-a", "hospital-b", "hospital-c")
-    assert "partition-id = 2" in after["hospital-c/node.toml"].decode()
+    assert "# partition-id = 2 " in after["hospital-c/node.toml"].decode()
     assert load_ssh_private_key(after["hospital-c/node.key"], None).public_key() == load_ssh_public_key(
         after["operator/nodes/hospital-c.pub"]
     )
@@ -166,7 +166,7 @@ def test_the_certificate_is_renewed_where_the_authority_is_and_nowhere_else(made
 
 def test_the_operator_gets_the_experiment_if_it_fits(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("[federation]\nclients = 2\n")
+    file.write_text('[federation]\nclients = 2\npartition = "own"\n')
 
     deployment.init(tmp_path / "fed", "a", ["n1", "n2"], experiment=file)
     with pytest.raises(UserError, match=r"federation\.clients is 2, but --nodes names 1"):
@@ -175,3 +175,49 @@ def test_the_operator_gets_the_experiment_if_it_fits(tmp_path):
     assert (tmp_path / "fed" / "operator" / "experiment.toml").read_text() == file.read_text()
     assert "deploy run experiment.toml" in (tmp_path / "fed" / "operator" / "README.txt").read_text()
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[federation]\nclients = 2\n", "expected 'own', where every node has its samples"),
+        ('strategy = "fedmb"\n[federation]\nclients = 2\npartition = "own"\n', "did you mean 'fedmd'"),
+    ],
+)
+def test_the_operator_is_given_no_experiment_that_deploy_run_refuses(tmp_path, text, problem):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+
+    with pytest.raises(UserError, match=problem):
+        deployment.init(tmp_path / "fed", "a", ["n1", "n2"], experiment=file)
+
+    assert not (tmp_path / "fed").exists()
+
+
+def test_a_node_is_added_after_an_attempt_that_was_cut_off(made, monkeypatch):
+    def cut_off(self, target):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(made), "rename", cut_off)
+        with pytest.raises(OSError, match="no space left"):
+            deployment.add_node(made, "hospital-c")
+    deployment.add_node(made, "hospital-c")
+
+    private = load_ssh_private_key((made / "hospital-c" / "node.key").read_bytes(), None)
+    public = load_ssh_public_key((made / "operator" / "nodes" / "hospital-c.pub").read_bytes())
+    assert private.public_key() == public
+    assert sorted(path.name for path in (made / "operator" / "nodes").iterdir()) == [
+        "hospital-a.pub", "hospital-b.pub", "hospital-c.pub"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_a_damaged_authority_is_named_and_the_certificate_stays(made, name):
+    (made / "ca" / name).write_text("junk")
+    before = contents(made)
+
+    with pytest.raises(UserError, match=rf"^{name}: expected a .*, found a damaged file"):
+        deployment.renew(made)
+
+    assert contents(made) == before

@@ -7,12 +7,13 @@ holds Flower to the table of ``docs/decisions/0018-what-flower-does-when-killed.
 import contextlib
 import json
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+
+from fedkd.engine.commands import without_colours
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
@@ -77,7 +78,7 @@ class Run:
     def _ask(self, *command: str) -> dict:
         asked = self.here.script("operator/flwr.sh", *command, "--format", "json")
         assert asked.ended() == 0, asked.said
-        text = re.sub(r"\x1b\[[0-9;]*m", "", asked.said)
+        text = without_colours(asked.said)
         return json.loads(text[text.index("{") :])
 
     def client(self) -> int:
@@ -177,7 +178,7 @@ def test_a_killed_superlink_knows_its_nodes_again_but_does_not_go_on_with_the_ru
     here.superlink.process.kill()
     here.superlink.process.wait()
     with contextlib.suppress(ProcessLookupError):
-        kill(server)  # as systemd does, which ends all processes of a unit
+        kill(server)  # as systemd does, which ends all processes of a service
     here.superlink = here.script("superlink/start.sh")
     here.superlink.wait_for("Uvicorn running on https")
 

@@ -1,13 +1,16 @@
-"""What each machine gets, as texts: no option that Flower does not know, and units that systemd accepts."""
+"""What each machine gets, as texts: no option that Flower does not know, and services that systemd accepts."""
 
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tomllib
 
 import pytest
 
+from fedkd.app.node import NEEDED, OPTIONAL, node_of
+from fedkd.config import Experiment
 from fedkd.deploy.kit import node_files, operator_files, overview, superlink_files
 from fedkd.deploy.plan import make_plan
 
@@ -67,15 +70,21 @@ def test_a_node_connects_with_its_key_and_says_who_it_is():
         "--port": "${RUNTIME_PORT:-9094}",
         "--node-config": "node.toml",
     }
-    assert tomllib.loads(files["node.toml"]) == {"client": "hospital-b", "partition-id": 1}
+    assert tomllib.loads(files["node.toml"]) == {
+        "client": "hospital-b",
+        "data": "own.npz",
+        "store": "state",
+    }
 
 
-def test_every_line_of_the_node_file_is_toml_when_it_is_wanted():
-    text = re.sub(r"^# (\w)", r"\1", node_files(PLAN, "hospital-a")["node.toml"].split("\n", 1)[1], flags=re.MULTILINE)
+def test_the_node_file_has_what_is_needed_and_names_all_that_a_node_can_say(tmp_path):
+    given = node_files(PLAN, "hospital-a")["node.toml"]
+    text = re.sub(r"^# ([\w-]+ = )", r"\1", given, flags=re.MULTILINE)
 
-    assert set(tomllib.loads(text)) == {
-        "client", "partition-id", "data", "view", "architecture", "device", "store"
-    }  # fmt: skip
+    assert set(tomllib.loads(given)) == set(NEEDED)
+    assert set(tomllib.loads(text)) == {*NEEDED, *OPTIONAL, "partition-id"}
+    node = node_of(tomllib.loads(text), Experiment(strategy="fedmd"))
+    assert not node.store.is_absolute(), "the service may write into its own folder only"
 
 
 def scripts():
@@ -99,17 +108,33 @@ def test_a_script_is_one_that_a_plain_shell_reads_and_tells_nobody_anything(tmp_
     assert "--insecure" not in text
 
 
+@pytest.mark.parametrize("text", scripts())
+def test_what_a_script_starts_makes_files_that_nobody_else_may_read(tmp_path, text):
+    script = tmp_path / "folder" / "script.sh"
+    (script.parent / "nodes").mkdir(parents=True)
+    script.write_text(text)
+    (script.parent / "nodes" / "a.pub").touch()
+    for name in ("flwr", "flower-superlink", "flower-supernode"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n: > {tmp_path}/made\n")
+        program.chmod(0o755)
+
+    subprocess.run(["sh", script], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, umask=0o022)  # noqa: S607
+
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o600
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
 @pytest.mark.parametrize("name", ["superlink", "hospital-a"])
-def test_systemd_accepts_the_units(tmp_path, name):
+def test_systemd_accepts_the_services(tmp_path, name):
     files = superlink_files(PLAN) if name == "superlink" else node_files(PLAN, name)
-    unit = tmp_path / f"fedkd-{name}.service"
-    unit.write_text(files[unit.name])
+    service = tmp_path / f"fedkd-{name}.service"
+    service.write_text(files[service.name])
 
-    done = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)  # noqa: S607
+    done = subprocess.run(["systemd-analyze", "verify", service], check=False, capture_output=True, text=True)  # noqa: S607
 
     assert done.returncode == 0, done.stderr
-    assert unit.name not in done.stderr
+    assert service.name not in done.stderr
 
 
 def test_a_node_is_started_again_even_when_it_says_that_it_ended_well():

@@ -127,6 +127,7 @@ def test_without_a_key(running, trust):
     said = refused(running.node(*trust))
 
     assert which(said) == "no key"
+    assert which(running.superlink.said) == "no key, at the SuperLink"
 
 
 def test_with_the_key_of_a_node_that_is_online(running, trust, key):

@@ -1,6 +1,9 @@
 """``fedkd deploy run``: what it refuses, what it writes, and how it ends; Flower is a stand-in here."""
 
 import json
+import os
+import signal
+import time
 import tomllib
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
 from fedkd.deploy import run as deployed
 from fedkd.deploy.run import Connection
-from fedkd.errors import RunError, UserError
+from fedkd.engine.interrupts import stop_in_order
+from fedkd.errors import LostSightError, RunError, UserError
 
 OWN = Experiment(
     strategy="fedmd", rounds=2, federation={"partition": "own", "clients": 2}, data={"name": "there/commons.npz"}
@@ -31,7 +35,8 @@ class Flower:
         self.project = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
         return "17"
 
-    def watch(self, run_id, on_poll):
+    def watch(self, run_id, patience, on_poll):
+        self.patience = patience
         announce = announcer(lambda line: self.output.write(line.encode()))
         for number in (1, 2, 2):  # a log that is fetched again
             announce("round", {**ROUND, "round": number})
@@ -68,6 +73,15 @@ def flower(monkeypatch):
     return put
 
 
+@pytest.fixture
+def handlers():
+    """Put the signals' handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def connection() -> Connection:
     return Connection.checked("127.0.0.1:9000", None, insecure_on_purpose=False)
 
@@ -101,9 +115,84 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("server_out", "what_now"),
+    [
+        ("there/run", "; when the SuperLink answers again, start the same run with the same --server-out there/run"),
+        ("", "; its results are on the SuperLink's machine, in runs/ beside its start.sh"),
+    ],
+)
+def test_a_run_out_of_sight_is_left_alone_and_the_operator_told_what_to_do(flower, tmp_path, server_out, what_now):
+    class OutOfSight(Flower):
+        def end(self, announce):
+            raise LostSightError("lost sight of run 17")
+
+    made = flower(OutOfSight)
+
+    with pytest.raises(LostSightError) as lost:
+        deployed.run(OWN, connection(), tmp_path / "out", server_out)
+
+    assert what_now in str(lost.value)
+    assert "\n" not in str(lost.value)
+    assert made[0].patience >= 60, "minutes, not seconds"
+    assert made[0].asked == [], "it may go on: nothing stops it"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("no teacher"), LostSightError("of run 17"), OSError()])
+def test_what_finished_is_brought_home_whatever_the_end(flower, tmp_path, error):
+    class Ended(Flower):
+        def end(self, announce):
+            announce("manifest", {"fedkd": "1"})
+            self.output.flush()
+            raise error
+
+    flower(Ended)
+
+    with pytest.raises(type(error)):
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert [row["round"] for row in read_lines(tmp_path / "out" / "rounds.jsonl")] == [1, 2]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8")) == {"fedkd": "1"}
+    assert not (tmp_path / "out" / "summary.json").exists(), "it says that a run is complete"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_operator_who_interrupts_while_the_run_is_submitted_stops_it_too(flower, tmp_path, how, handlers):
+    class Slow(Flower):
+        def submit(self, app):
+            os.kill(os.getpid(), how)
+            time.sleep(0.05)  # in which Python handles it
+            return super().submit(app)
+
+        def watch(self, run_id, patience, on_poll):
+            raise AssertionError("nobody waits for it any more")
+
+    made = flower(Slow)
+    stop_in_order()
+
+    with pytest.raises(KeyboardInterrupt):
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert made[0].asked == [("stop", "17", "fedkd")]
+    assert made[0].stopped
+
+
+def test_a_run_that_nobody_took_is_not_stopped(flower, tmp_path):
+    class Refusing(Flower):
+        def submit(self, app):
+            raise KeyboardInterrupt
+
+    made = flower(Refusing)
+
+    with pytest.raises(KeyboardInterrupt):
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert made[0].asked == []
+
+
 def test_an_interrupted_operator_stops_the_run(flower, tmp_path):
     class Interrupted(Flower):
-        def watch(self, run_id, on_poll):
+        def watch(self, run_id, patience, on_poll):
             raise KeyboardInterrupt
 
         def ask(self, *command):

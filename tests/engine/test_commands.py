@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from fedkd.engine import commands as module
 from fedkd.engine.commands import CONNECTION, Commands
-from fedkd.errors import RunError
+from fedkd.errors import LostSightError, RunError
 
 FAKE = """#!/bin/sh
+fails() { left=$(cat "$FAKE_LOG.$1" 2>/dev/null || echo 0); echo $((left - 1)) > "$FAKE_LOG.$1"; [ "$left" -gt 0 ]; }
 case "$1" in
     run) echo 'INFO : colourful'; printf '{"success": true, "run-id": "17"}' ;;
-    log) cat "$FAKE_LOG" ;;
-    list) cat "$FAKE_ANSWER" ;;
+    log) cat "$FAKE_LOG"; fails log && exit 1; exit 0 ;;
+    list) fails list && { echo 'Connection to the SuperLink is unavailable.'; exit 1; }; cat "$FAKE_ANSWER" ;;
     *) echo "unknown command $1"; exit 2 ;;
 esac
 """
@@ -83,6 +85,54 @@ def test_a_run_that_takes_too_long_is_an_error(fake, commands):
 
     with pytest.raises(RunError, match="did not finish in time"):
         commands.watch("17", timeout=0.5)
+
+
+@pytest.fixture
+def fails(tmp_path, monkeypatch):
+    """Let a command fail so many times, and make the pauses short."""
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    return lambda command, times: (tmp_path / f"log.{command}").write_text(f"{times}\n", encoding="utf-8")
+
+
+def test_a_superlink_that_answers_again_is_no_failure_of_the_run(fake, commands, fails, tmp_path):
+    fake("round 1\n", "finished:completed")
+    fails("list", 3)
+
+    commands.watch("17", patience=60)
+
+    assert (tmp_path / "log.list").read_text(encoding="utf-8") == "-1\n", "asked until the fourth, which answered"
+
+
+def test_a_log_that_broke_off_is_copied_again_even_if_the_run_has_ended_meanwhile(fake, commands, fails, tmp_path):
+    fake("round 1\n", "finished:completed")
+    fails("log", 2)
+
+    commands.watch("17", patience=60)
+
+    assert (tmp_path / "run.log").read_text(encoding="utf-8") == "round 1\n" * 3
+
+
+def test_a_run_out_of_sight_is_not_called_failed(fake, commands, fails):
+    fake("", "running")
+    fails("list", 1000)
+
+    with pytest.raises(LostSightError) as lost:
+        commands.watch("17", patience=0.2)
+
+    assert str(lost.value).startswith("lost sight of run 17, which may go on; asked for 0 s, and `flwr list` failed: ")
+    assert str(lost.value).endswith("Connection to the SuperLink is unavailable"), "more may be said after it"
+    assert "\n" not in str(lost.value)
+
+
+def test_without_patience_a_silent_superlink_ends_it(fake, commands, fails):
+    fake("", "running")
+    fails("list", 1000)
+
+    with pytest.raises(RunError) as failed:
+        commands.watch("17")
+
+    assert not isinstance(failed.value, LostSightError)
 
 
 def test_a_command_that_fails_says_what_flower_said(fake, commands):
