@@ -423,8 +423,13 @@ def _check_room(experiment: Experiment) -> None:
         ("GPU", workers * engine.gpus_per_worker, 1.0),
         ("memory", workers * WORKER_BYTES, GIGA),
     ):
-        if needed > has.get(what, 0) and not engine.address:
-            name = "GB of memory" if what == "memory" else what
-            found = f"{needed / unit:g} {name} for {workers} workers, found {has.get(what, 0) / unit:.3g}"
-            lower = "engine.workers" if what != "GPU" else "engine.workers or engine.gpus_per_worker"
+        if needed <= has.get(what, 0):
+            continue
+        name = "GB of memory" if what == "memory" else what
+        found = f"{needed / unit:g} {name} for {workers} workers, found {has.get(what, 0) / unit:.3g}"
+        lower = "engine.workers" if what != "GPU" else "engine.workers or engine.gpus_per_worker"
+        if not engine.address:
             raise UserError(f"engine: expected {found}; lower {lower}.")
+        LOG.warning(
+            "engine: expected %s; waiting %g s for the cluster to grow, else lower %s", found, START_SECONDS, lower
+        )

@@ -19,7 +19,7 @@ from fedkd.app.loop import Run, run
 from fedkd.app.wire import PAYLOAD, knowledge_of, pack, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
-from fedkd.engine.ray import _with_records
+from fedkd.engine.ray import _check_room, _with_records
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
 from fedkd.flower_internals import ensure_task_identity
@@ -444,3 +444,17 @@ def test_a_payload_without_tensors_stays_a_payload() -> None:
 def test_mixed_precision_has_the_same_bits_on_workers() -> None:
     experiment = Experiment(strategy="fedmd", **SMALL).changed(**{"train.dtype": "bf16-mixed"})
     assert simulate(experiment.changed(**{"engine.workers": 2})).digest == simulate(experiment).digest
+
+
+def test_a_cluster_that_is_too_small_yet_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "memory": 64e9})
+    larger = Experiment().changed(**{"engine.workers": 8, "engine.address": "10.0.0.1:6379"})
+
+    _check_room(larger.changed(**{"engine.workers": 2}))
+    assert caplog.messages == []
+    _check_room(larger)
+
+    [message] = caplog.messages
+    assert message.startswith("engine: expected 8 CPU for 8 workers, found 2; waiting 300 s for the cluster to grow")
