@@ -41,6 +41,8 @@ def average_weights(weights: Sequence[Weights], num_samples: Sequence[int]) -> d
 class RunningAverage:
     """The average of weights that are added one after another: it takes no more memory than one client's.
 
+    Each client moves it by its share of the samples so far, in float64:
+    ``mean += n_k / (n_1 + ... + n_k) * (w_k - mean)``.
     Its bits depend on the order in which the clients are added, so add them in the order of their keys.
     """
 

@@ -190,15 +190,22 @@ class ServerSide:
             return None if claim.knowledge is None else Reply(self.roster[key].said.card, claim.knowledge)
 
         def usable() -> Iterator[Reply[Any]]:
-            arrivals = self.claims(TRAIN, messages, replies, read, failed)
-            yield from (reply for reply in in_order(self._drawn, arrivals) if reply is not None)
+            asked = [key for key in self._drawn if key not in failed]
+            arrivals = self.claims(TRAIN, messages, _noted(replies, broken), read, failed)
+            yield from (reply for reply in in_order(asked, arrivals) if reply is not None)
             if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
                 raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
 
-        with self.server_half("collect"):
-            coming = usable()
-            collected = self.strategy.collect(self.server, coming)
-            deque(coming, maxlen=0)  # also what the method left unread is checked and counted
+        broken: list[Exception] = []
+        try:
+            with self.server_half("collect"):
+                coming = usable()
+                collected = self.strategy.collect(self.server, coming)
+                deque(coming, maxlen=0)  # also what the method left unread is checked and counted
+        except RunError:
+            if broken:  # the replies stopped coming, which is not the strategy's fault
+                raise broken[0] from None
+            raise
         self._state_digests |= {key: claim.state for key, claim in accepted.items()}
         with self.server_half("round"):
             self._common = self.strategy.server_round(self.server, collected)
@@ -391,6 +398,15 @@ def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message)
     if knowledge is not None:
         kind = type(knowledge).__name__
         total[kind] = total.get(kind, 0) + payload_bytes(message.content)
+
+
+def _noted(replies: Iterable[Message], broken: list[Exception]) -> Iterator[Message]:
+    """Yield replies; note what keeps them from coming."""
+    try:
+        yield from replies
+    except Exception as error:
+        broken.append(error)
+        raise
 
 
 def too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:

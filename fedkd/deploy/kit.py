@@ -135,7 +135,7 @@ WantedBy=multi-user.target
 _INSTALL: Final = """\
 As a service (Linux with systemd), as root:
     useradd --system --home-dir {home} --shell /usr/sbin/nologin fedkd
-    python3 -m venv {home}/venv && {home}/venv/bin/pip install FEDKD_CHECKOUT
+    python3 -m venv {home}/venv && {home}/venv/bin/pip install -c FEDKD_CHECKOUT/constraints.txt FEDKD_CHECKOUT
     cp -r . {home}/{folder} && chown -R fedkd:fedkd {home}/{folder} && chmod 700 {home}/{folder}
     cp {service} /etc/systemd/system/ && systemctl daemon-reload
     systemctl enable --now {service}

@@ -83,6 +83,43 @@ def test_a_method_may_sum_up_replies_while_others_are_still_running(
     assert list(record.participants) == [f"client-{k}" for k in range(4)]
 
 
+def test_who_is_not_there_holds_up_nobody(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def collect(self: Strategy, server: Server, replies: Iterator[Reply[SoftLabels]]) -> None:
+        told.extend(f"{reply.client.key} after {told.count('came')}" for reply in replies)
+
+    monkeypatch.setattr(FedMD, "collect", collect)
+    monkeypatch.setattr(FedMD, "server_round", lambda self, server, collected: None)
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    side.presence.absent = {"client-0"}
+    messages = side.train_messages(1)
+
+    def coming() -> Iterator[Message]:
+        for reply in grid.send_and_receive(messages):
+            told.append("came")
+            yield reply
+
+    record = side.take_replies(messages, coming())
+
+    assert [text for text in told if text != "came"] == [f"client-{k} after {k}" for k in (1, 2, 3)]
+    assert list(record.failed) == ["client-0"]
+
+
+def test_a_grid_that_breaks_is_not_blamed_on_the_strategy(experiment: Experiment) -> None:
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    messages = side.train_messages(1)
+
+    def coming() -> Iterator[Message]:
+        yield from list(grid.send_and_receive(messages))[:2]
+        raise ConnectionError("the line is cut")
+
+    with pytest.raises(ConnectionError, match="the line is cut"):
+        side.take_replies(messages, coming())
+
+
 def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experiment) -> None:
     def digest_after(change: Callable[[ServerSide], None]) -> str:
         side, grid = ServerSide(experiment), LocalGrid(experiment)
