@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedkd.app.checkpoint import KEPT, Snapshot
 from fedkd.app.evaluation import evaluate_messages, evaluated, take_evaluations
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
-from fedkd.app.server import ServerSide
+from fedkd.app.server import OnCounted, ServerSide
 from fedkd.config import Experiment
 from fedkd.errors import RunError
 from fedkd.learner.model import Model
@@ -65,6 +65,7 @@ def run(
     on_snapshot: OnSnapshot = lambda snapshot: False,
     start: Start | None = None,
     run_id: str = "",
+    on_counted: OnCounted = lambda key, round_: None,
 ) -> Run:
     """Run an experiment over a grid.
 
@@ -77,13 +78,14 @@ def run(
         start: where to go on; from the beginning without. The summary's seconds are then those of the earlier rounds,
             and of this process.
         run_id: name of the run, under which clients keep their states; a new one without.
+        on_counted: called with client key and round as soon as a client's new state counts: its older ones do no more.
 
     Raises:
         UserError: the experiment cannot be run.
         RunError: clients do not appear, or none of them sends a usable reply.
     """
     started = perf_counter()
-    side = ServerSide(experiment, run_id)
+    side = ServerSide(experiment, run_id, on_counted)
     timeout = experiment.engine.timeout
     snapshot = start.snapshot if start else None
     records = list(start.records) if start else []

@@ -41,6 +41,7 @@ from fedkd.strategy.registry import create
 
 LOG = logging.getLogger("fedkd")
 T = TypeVar("T")
+OnCounted = Callable[[str, int], None]
 NO_REPLY = "no reply in time"
 """Why a client that was asked and is silent does not count."""
 
@@ -59,12 +60,13 @@ class ServerSide:
         kept: the versions of the clients' states, by client key, in each checkpoint that a server may go on from.
     """
 
-    def __init__(self, experiment: Experiment, run_id: str = "") -> None:
+    def __init__(self, experiment: Experiment, run_id: str = "", on_counted: OnCounted = lambda key, round_: None) -> None:
         """Load the public data and the strategy, and refuse an experiment that the strategy cannot run.
 
         Args:
             experiment: what is run.
             run_id: name of the run that is gone on with; a new one without.
+            on_counted: called with client key and round as soon as a client's new state counts.
         """
         seeding.pin_arithmetic(experiment.engine.threads)
         ensure_task_identity()
@@ -81,6 +83,7 @@ class ServerSide:
         self._counted: dict[str, dict[str, int]] = {TRAIN: {}, EVALUATE: {}}
         self._state_digests: dict[str, str] = {}
         self.run_id = run_id or new_run_id()
+        self._on_counted = on_counted
         self.refused: dict[str, int] = {}
         self.presence = Presence()
         self.kept: Sequence[Mapping[str, int]] = ()
@@ -257,6 +260,8 @@ class ServerSide:
                 LOG.warning("round %d, %s: %s does not count: %s", round_, phase, key, str(error).splitlines()[-1])
                 continue
             self._counted[phase][key] = round_
+            if phase == TRAIN:
+                self._on_counted(key, round_)
             del failed[key]
             yield key, said
 

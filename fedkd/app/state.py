@@ -92,9 +92,13 @@ class MemoryStates(Generic[S]):
 
     def get(self, key: str, version: int) -> S | None:
         """Return a client's state, and forget what no message can ask for any more."""
+        self.forget_before(key, version)
+        return self._states[key][version] if version else None
+
+    def forget_before(self, key: str, version: int) -> None:
+        """Forget a client's states of older versions than this one."""
         versions = self._states.get(key, {})
         self._states[key] = {number: state for number, state in versions.items() if number >= version}
-        return versions[version] if version else None
 
     def put(self, key: str, version: int, state: S) -> None:
         """Keep a client's state."""

@@ -1,7 +1,7 @@
 """What our own grids share: Flower's interface, the clients' states, and the units in which clients are run."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -16,14 +16,15 @@ from fedkd.errors import RunError
 from fedkd.learner.plan import plan
 
 S = TypeVar("S")
-Unit = Sequence[tuple[Message, str, S | None]]
-"""Tasks that one worker runs at a time: message, client key, and the client's state."""
+Unit = Sequence[tuple[Message, str]]
+"""What one worker runs at a time: messages, each with its client's key."""
 
 
 class SimulationGrid(Grid, Generic[S]):
     """A grid on which one process or cluster plays all clients.
 
-    A client's state goes in with its task and comes back with its reply, so a task may run twice and a worker may die.
+    A client's state goes in with its message and comes back with its reply, so a message may be answered twice and a
+    worker may die. It is looked up only when its unit is given out, so that what counts no more is free at once.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -35,8 +36,8 @@ class SimulationGrid(Grid, Generic[S]):
         self._numbers = count(1)
 
     @abstractmethod
-    def run_units(self, units: Sequence[Unit[S]]) -> Iterator[tuple[str, Message, S | None]]:
-        """Run units of (message, client key, state); yield (key, reply, new state) in any order."""
+    def run_units(self, units: Sequence[Unit]) -> Iterator[tuple[str, Message, S | None]]:
+        """Run units, from the states of :meth:`state_for`; yield (key, reply, new state) in any order."""
 
     @abstractmethod
     def read_state(self, state: S) -> State:
@@ -50,6 +51,10 @@ class SimulationGrid(Grid, Generic[S]):
         """Keep a client's state that an earlier process has trained."""
         self._states.put(key, version, self.store_state(key, state))
 
+    def forget_before(self, key: str, version: int) -> None:
+        """Keep no older state of a client than this one: with many clients two versions of all would not fit."""
+        self._states.forget_before(key, version)
+
     def state_of(self, key: str, version: int) -> State:
         """Return a client's state of a version as tensors."""
         state = self._states.get(key, version)
@@ -58,8 +63,7 @@ class SimulationGrid(Grid, Generic[S]):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run all messages' clients, and yield the replies as they come; the time limit is the experiment's."""
         sent = {self._keys[message.metadata.dst_node_id]: message for message in messages}
-        tasks = [(message, key, self._state_for(message, key)) for key, message in sent.items()]
-        for key, reply, state in self.run_units(units(tasks, self._experiment)):
+        for key, reply, state in self.run_units(units(sent, self._experiment)):
             if state is not None and not reply.has_error():
                 self._states.put(key, number(header_of(sent[key].content), "round"), state)
             yield reply
@@ -94,11 +98,11 @@ class SimulationGrid(Grid, Generic[S]):
         """Flower's run information, which a simulation has none of."""
         raise RunError("a simulation's grid has no run information")
 
-    def _state_for(self, message: Message, key: str) -> S | None:
+    def state_for(self, message: Message, key: str) -> S | None:
+        """Return the state from which a message wants its client to begin; None before its first round."""
         return self._states.get(key, number({"version": 0, **header_of(message.content)}, "version"))
 
 
-def units(tasks: Unit[S], experiment: Experiment) -> list[Unit[S]]:
-    """Divide tasks into units that one worker runs at a time: the chunks of the plan."""
-    by_key = {task[1]: task for task in tasks}
-    return [[by_key[key] for key in chunk] for cohort in plan(experiment, by_key) for chunk in cohort.chunks]
+def units(messages: Mapping[str, Message], experiment: Experiment) -> list[Unit]:
+    """Divide messages, by client key, into units that one worker runs at a time: the chunks of the plan."""
+    return [[(messages[key], key) for key in chunk] for cohort in plan(experiment, messages) for chunk in cohort.chunks]

@@ -18,11 +18,12 @@ class LocalGrid(SimulationGrid[State]):
         super().__init__(experiment)
         self._side = ClientSide(experiment)
 
-    def run_units(self, units: Sequence[Unit[State]]) -> Iterator[tuple[str, Message, State | None]]:
+    def run_units(self, units: Sequence[Unit]) -> Iterator[tuple[str, Message, State | None]]:
         """Run unit after unit."""
         for unit in units:
-            outcomes = self._side.handle([ClientTask(*task) for task in unit])
-            for (_, key, _), outcome in zip(unit, outcomes, strict=True):
+            tasks = [ClientTask(message, key, self.state_for(message, key)) for message, key in unit]
+            outcomes = self._side.handle(tasks)
+            for (_, key), outcome in zip(unit, outcomes, strict=True):
                 yield key, outcome.reply, outcome.state
 
     def read_state(self, state: State) -> State:

@@ -91,14 +91,14 @@ class Running:
 
     Attributes:
         worker: the actor.
-        unit: messages, client keys and states.
+        unit: messages and client keys.
         tensors: reference of what the replies carry.
         states: reference of the new states.
         deaths: workers that died of this unit so far.
     """
 
     worker: Any
-    unit: Unit[Stored]
+    unit: Unit
     tensors: Any
     states: Any
     deaths: int
@@ -184,7 +184,7 @@ class RayGrid(SimulationGrid[Stored]):
             self._hear_last_words()
         self._stop()
 
-    def run_units(self, units: Sequence[Unit[Stored]]) -> Iterator[tuple[str, Message, Stored | None]]:
+    def run_units(self, units: Sequence[Unit]) -> Iterator[tuple[str, Message, Stored | None]]:
         """Keep every worker busy; run a unit again whose worker died.
 
         A client that has killed ``MAX_DEATHS`` workers by a type of message gets no more of that type in this run.
@@ -207,7 +207,7 @@ class RayGrid(SimulationGrid[Stored]):
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
             if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
                 late = sorted(
-                    key for queue in self._queues.values() for r in queue[:1] for _, key, _ in running[r].unit
+                    key for queue in self._queues.values() for r in queue[:1] for _, key in running[r].unit
                 )
                 seconds = self._experiment.engine.timeout
                 raise RunError(f"no reply within {seconds:.0f} s from {', '.join(late)}; raise engine.timeout.")
@@ -217,7 +217,7 @@ class RayGrid(SimulationGrid[Stored]):
         self,
         done: Any,  # noqa: ANN401 - a reference
         running: dict[Any, Running],
-        waiting: deque[tuple[Unit[Stored], int]],
+        waiting: deque[tuple[Unit, int]],
     ) -> Iterator[tuple[str, Message, Stored | None]]:
         """Yield what a unit led to; of a dead worker's units the one at which it died is charged, the others wait."""
         one = running[done]
@@ -240,7 +240,7 @@ class RayGrid(SimulationGrid[Stored]):
                 waiting.extendleft(([task], guilty.deaths + 1) for task in guilty.unit)
             else:
                 reason = f"killed {MAX_DEATHS} workers: {error}"
-                for message, key, _ in guilty.unit:
+                for message, key in guilty.unit:
                     LOG.warning("%s is in quarantine: it killed %d workers", key, MAX_DEATHS)
                     self._quarantined[key, message.metadata.message_type] = f"in quarantine since it {reason}"
                 yield from _failures(guilty.unit, reason)
@@ -248,20 +248,20 @@ class RayGrid(SimulationGrid[Stored]):
             self._queues[one.worker].remove(done)
             del running[done]
             rows = as_rows(tensors)
-            for row, ((message, key, _), (reply, names)) in enumerate(zip(one.unit, replies, strict=True)):
+            for row, ((message, key), (reply, names)) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
                 yield key, _with_records(reply, names, rows[row]), Stored(states, row) if trained else None
 
     def _without_quarantined(
-        self, units: Sequence[Unit[Stored]]
-    ) -> tuple[list[Unit[Stored]], list[tuple[str, Message, None]]]:
+        self, units: Sequence[Unit]
+    ) -> tuple[list[Unit], list[tuple[str, Message, None]]]:
         """Divide what is to be run from the failures of clients in quarantine; the others' units keep their order."""
         if not self._quarantined:
             return list(units), []
-        sound: list[Unit[Stored]] = []
+        sound: list[Unit] = []
         barred: list[tuple[str, Message, None]] = []
         for unit in units:
-            reasons = [self._quarantined.get((key, message.metadata.message_type)) for message, key, _ in unit]
+            reasons = [self._quarantined.get((key, message.metadata.message_type)) for message, key in unit]
             if rest := [task for task, reason in zip(unit, reasons, strict=True) if reason is None]:
                 sound.append(rest)
             for task, reason in zip(unit, reasons, strict=True):
@@ -280,7 +280,7 @@ class RayGrid(SimulationGrid[Stored]):
         """Put a state into the object store."""
         return Stored(ray.put(as_columns([state])), 0)
 
-    def _joined(self, units: Sequence[Unit[Stored]]) -> list[Unit[Stored]]:
+    def _joined(self, units: Sequence[Unit]) -> list[Unit]:
         """Join units of single clients, whose bits do not depend on it, where they are many."""
         alone, workers = [task for unit in units if len(unit) == 1 for task in unit], len(self._queues)
         size = 1 if len(alone) <= FEW * workers else -(-len(alone) // (UNITS_PER_WORKER * workers))
@@ -293,7 +293,7 @@ class RayGrid(SimulationGrid[Stored]):
         worker = min(self._queues, key=lambda worker: len(self._queues[worker]))
         return worker if len(self._queues[worker]) <= longest else None
 
-    def _submit(self, worker: Any, unit: Unit[Stored], sent: dict[int, tuple[ArrayRecord, Any]]) -> list[Any]:  # noqa: ANN401
+    def _submit(self, worker: Any, unit: Unit, sent: dict[int, tuple[ArrayRecord, Any]]) -> list[Any]:  # noqa: ANN401
         """Give a unit to a worker; what several units carry is put into the object store once."""
         objects: list[Any] = []
         numbers: dict[Any, int] = {}
@@ -305,12 +305,13 @@ class RayGrid(SimulationGrid[Stored]):
             return numbers[reference]
 
         tasks = []
-        for message, key, state in unit:
+        for message, key in unit:
             bare, records = without_tensors(message)
             for record in records.values():
                 if id(record) not in sent:
                     sent[id(record)] = record, ray.put(as_columns([tensors_in(record)]))
             numbered = {name: number_of(sent[id(record)][1]) for name, record in records.items()}
+            state = self.state_for(message, key)
             tasks.append(Task(bare, key, numbered, None if state is None else (number_of(state.reference), state.row)))
         references: list[Any] = worker.run.options(num_returns=3).remote(tasks, *objects)
         return references
@@ -369,8 +370,8 @@ def _with_records(reply: Message, names: Sequence[str], tensors: Mapping[str, Te
     return reply
 
 
-def _failures(unit: Unit[Any], reason: str) -> Iterator[tuple[str, Message, None]]:
-    for message, key, _ in unit:
+def _failures(unit: Unit, reason: str) -> Iterator[tuple[str, Message, None]]:
+    for message, key in unit:
         yield key, failure(message, reason), None
 
 

@@ -80,8 +80,8 @@ def carry_out(
             keep(snapshot)
             on_round(snapshot.record)
 
-        finished = run(grid, experiment, on_snapshot=after_round, start=start)
-        clients = client_models(experiment, {key: grid.state_of(key, n) for key, n in finished.versions.items()})
+        finished = run(grid, experiment, on_snapshot=after_round, start=start, on_counted=grid.forget_before)
+        clients = client_models(experiment, dict(_last_states(grid, finished.versions)))
         if opened is not None:
             opened.finish(finished, clients)
     rounds, measured = ([record.to_json() for record in records] for records in (finished.rounds, finished.clients))
@@ -120,6 +120,13 @@ def open_grid(experiment: Experiment) -> Iterator[SimulationGrid[Any]]:
 
     with RayGrid(experiment) as grid:
         yield grid
+
+
+def _last_states(grid: SimulationGrid[Any], versions: Mapping[str, int]) -> Iterator[tuple[str, State]]:
+    """Yield each client's last state, which the grid then forgets: the states of many clients lie nowhere twice."""
+    for key, version in versions.items():
+        yield key, grid.state_of(key, version)
+        grid.forget_before(key, version + 1)
 
 
 @contextmanager

@@ -31,10 +31,10 @@ class Echo(SimulationGrid[str]):
         self.seen: list[list[tuple[str, str | None]]] = []
         self.failing: set[str] = set()
 
-    def run_units(self, units: Sequence[Unit[str]]) -> Iterator[tuple[str, Message, str | None]]:
-        self.seen.append([(key, state) for unit in units for _, key, state in unit])
+    def run_units(self, units: Sequence[Unit]) -> Iterator[tuple[str, Message, str | None]]:
+        self.seen.append([(key, self.state_for(message, key)) for unit in units for message, key in unit])
         for unit in reversed(units):
-            for message, key, _ in unit:
+            for message, key in unit:
                 round_ = header_of(message.content)["round"]
                 if key in self.failing:
                     yield key, Message(Error(code=0, reason="x"), reply_to=message), f"{key} must not be kept"
@@ -52,17 +52,17 @@ def experiment_of(plan: str, size: int = 16) -> Experiment:
     return Experiment(**SMALL, engine={"plan": plan, "cohort_size": size})
 
 
-def tasks(experiment: Experiment, chosen: Sequence[int], seed: int = 0) -> list[tuple[Message, str, None]]:
+def tasks(experiment: Experiment, chosen: Sequence[int], seed: int = 0) -> dict[str, Message]:
     ensure_task_identity()
     keys = list(build(experiment).holdings)
     message = Message(pack({"round": 1}), dst_node_id=1, message_type=TRAIN)
-    found = [(message, keys[k], None) for k in chosen]
+    found = [(keys[k], message) for k in chosen]
     random.Random(seed).shuffle(found)  # noqa: S311 - an order, no secret
-    return found
+    return dict(found)
 
 
-def names(found: Sequence[Unit[None]]) -> list[list[int]]:
-    return [[int(key.removeprefix("client-")) for _, key, _ in unit] for unit in found]
+def names(found: Sequence[Unit]) -> list[list[int]]:
+    return [[int(key.removeprefix("client-")) for _, key in unit] for unit in found]
 
 
 # --- units

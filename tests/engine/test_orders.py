@@ -1,13 +1,14 @@
 """One digest, however many workers there are, in whatever order units are given out, and wherever a run is cut off."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from fedkd.app.history import RoundRecord
 from fedkd.app.state import MemoryStates
@@ -57,14 +58,14 @@ def open_grids(experiment: Experiment) -> Iterator[Grids]:
         yield {n: stack.enter_context(RayGrid(experiment.changed(**{"engine.workers": n}))) for n in WORKERS}
 
 
-def shuffler(source: random.Random, orders: set[tuple[str, ...]]) -> Callable[..., list[Unit[Any]]]:
+def shuffler(source: random.Random, orders: set[tuple[str, ...]]) -> Callable[..., list[Unit]]:
     """Return what divides tasks into the units of the plan, in any order; note the order."""
     plain = grid_module.units
 
-    def shuffled(tasks: Unit[Any], experiment: Experiment) -> list[Unit[Any]]:
-        found = plain(tasks, experiment)
+    def shuffled(messages: Mapping[str, Message], experiment: Experiment) -> list[Unit]:
+        found = plain(messages, experiment)
         source.shuffle(found)
-        orders.add(tuple(key for unit in found for _, key, _ in unit))
+        orders.add(tuple(key for unit in found for _, key in unit))
         return found
 
     return shuffled

@@ -1,10 +1,12 @@
 """The one call that users make: what comes back is what was trained, and nothing else has changed."""
 
+import gc
 import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import fedkd
 from fedkd.app.history import RoundRecord
+from fedkd.app.state import MemoryStates, State
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation, build
 from fedkd.engine.simulate import simulate
@@ -112,6 +115,24 @@ def test_a_client_that_never_took_part_has_no_trained_model() -> None:
 
     assert list(result.client_models) == list(result.rounds[0]["participants"])
     assert len(result.client_models) == 1
+
+
+@pytest.mark.parametrize("strategy", ["local", "fedmd"])
+def test_a_clients_old_state_is_free_as_soon_as_the_new_one_counts(
+    monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    put, kept, most = MemoryStates.put, WeakSet[Tensor](), []
+
+    def counted(states: MemoryStates[State], key: str, version: int, state: State) -> None:
+        put(states, key, version, state)
+        kept.add(next(iter(state.values())))
+        gc.collect()
+        most.append(len(kept))
+
+    monkeypatch.setattr(MemoryStates, "put", counted)
+    simulate(experiment_of(strategy).changed(**{"rounds": 3, "federation.architectures": ["mlp"]}))
+
+    assert most == [1, 2, 3, 4, 4, 4, 4, 4, 4]  # from round two on, the old state of the client at work
 
 
 def test_threads_are_restored() -> None:
