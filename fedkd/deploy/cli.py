@@ -112,15 +112,17 @@ def run(
 @deploy.command()
 def explain(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="file, or - for standard input", show_default=False)],
-) -> None:
-    """Say in one line what a log of a SuperLink or SuperNode means, and what to do."""
+) -> int:
+    """Say in one line what a log of a SuperLink or SuperNode means, and what to do; ends with 1 if nothing is known."""
     from fedkd.deploy.explain import explain as line_for
 
     try:
         text = sys.stdin.read() if str(log) == "-" else log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{log}: expected a log file, cannot read it: {error.strerror}.") from None
-    typer.echo(line_for(text) or "nothing in it that we know; the last ERROR line says most")
+    line = line_for(text)
+    typer.echo(line or "nothing in it that we know; the last ERROR line says most")
+    return int(line is None)
 
 
 def doctor(

@@ -84,8 +84,12 @@ def test_a_log_is_explained(fedkd_, tmp_path):
     (tmp_path / "node.log").write_text("Starting Flower SuperNode\n[code: 2001] SuperNode authentication is enabled\n")
     (tmp_path / "fine.log").write_text("all is well\n")
 
-    assert "give --auth-supernode-private-key" in fedkd_("deploy", "explain", "node.log")[1]
-    assert "nothing in it that we know" in fedkd_("deploy", "explain", "fine.log")[1]
+    code, out, _ = fedkd_("deploy", "explain", "node.log")
+    assert code == 0
+    assert "give --auth-supernode-private-key" in out
+    code, out, _ = fedkd_("deploy", "explain", "fine.log")
+    assert code == 1
+    assert "nothing in it that we know" in out
 
 
 @pytest.mark.parametrize(("verdict", "expected"), [("ok", 0), ("warn", 0), ("fail", 1)])
