@@ -1,7 +1,6 @@
 """``fedkd deploy ...`` and ``fedkd doctor``."""
 
 import json
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -73,11 +72,11 @@ def split(
 ) -> None:
     """Divide a simulation into files for a deployment: the commons, each client's samples, and the experiment."""
     from fedkd import config
-    from fedkd.data.dividing import EXPERIMENT, divide
+    from fedkd.data.dividing import COMMONS, EXPERIMENT, divide
 
-    for key, path in divide(config.load(file, set_ or []), out).items():
-        typer.echo(f"{key}  flower-supernode --node-config {shlex.quote(str(path))} ...")
-    typer.echo(f"experiment  {out / EXPERIMENT}")
+    for key in divide(config.load(file, set_ or []), out):
+        typer.echo(f"{key}  {out / f'{key}.toml'} becomes node.toml in its folder; {key}.npz and {COMMONS} go with it")
+    typer.echo(f"experiment  {out / EXPERIMENT}; its data.name says where the SuperLink's machine has {COMMONS}")
 
 
 @deploy.command()
@@ -151,4 +150,4 @@ def _print(table: Table, width: int = 120) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(",")] if text.strip() else []

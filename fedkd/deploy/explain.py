@@ -39,13 +39,13 @@ RULES: Final[Mapping[str, Rule]] = {
             _SUPERNODE,
             r"Path argument `--root-certificates` does not point to a file",
         ),
-        "SuperNode: there is no ca.crt in its folder: bring it the ca.crt of this deployment (it is no secret; operator/ "
-        "has it too), and start it again.",
+        "SuperNode: there is no ca.crt in its folder: bring it the ca.crt of this deployment (it is no secret; "
+        "operator/ has it too), and start it again.",
     ),
     "no key file": Rule(
         (_SUPERNODE, r"No such file or directory: '(?P<path>[^'\n]+\.key)'"),
-        "SuperNode: there is no {path} in its folder: bring it the one that `fedkd deploy init` made for it; if that is "
-        "lost, make a new node (`fedkd deploy add-node`).",
+        "SuperNode: there is no {path} in its folder: bring it the one that `fedkd deploy init` made for it; if that "
+        "is lost, make a new node (`fedkd deploy add-node`).",
     ),
     "damaged key": Rule(
         (_SUPERNODE, "Exit Code: 302"),
@@ -64,13 +64,13 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "wrong value": Rule(
         (_SUPERNODE, r"ValueError: The value for key (?P<key>\S+) needs to be of type"),
-        "SuperNode: in its node.toml the value of {key} is a list or a date: write a text in quotation marks, and start "
-        "it again.",
+        "SuperNode: in its node.toml the value of {key} is a list or a date: write a text in quotation marks, and "
+        "start it again.",
     ),
     "damaged ca.crt": Rule(
         (_SUPERNODE, r"load_verify_locations(?s:.*)ssl\.SSLError"),
-        "SuperNode: its ca.crt is no certificate: bring it the ca.crt of this deployment (it is no secret; operator/ has "
-        "it too), and start it again.",
+        "SuperNode: its ca.crt is no certificate: bring it the ca.crt of this deployment (it is no secret; operator/ "
+        "has it too), and start it again.",
     ),
     "no file of the SuperLink": Rule(
         (r"Path argument `--ssl-(?P<option>ca-certfile|certfile|keyfile)` does not point to a file",),
@@ -136,7 +136,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "key registered twice": Rule(
         (r"\[code: 23\]|ApiError:23\]",),
         "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
-        "two keys.",
+        "two keys, and so does a node that was unregistered (`fedkd deploy add-node`).",
     ),
     "clock, at the SuperLink": Rule(
         (r"(?P<peer>\S+):\d+ - \"POST /v1/fleet/[\w-]+ HTTP/1\.1\" 401",),
@@ -167,8 +167,8 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "port of a SuperNode": Rule(
         (_SUPERNODE, _TAKEN),
-        "SuperNode: another program, or another SuperNode, listens on {host}:{port}: stop it, or choose another port for "
-        "this one: RUNTIME_PORT=9095 sh start.sh.",
+        "SuperNode: another program, or another SuperNode, listens on {host}:{port}: stop it, or choose another port "
+        "for this one: RUNTIME_PORT=9095 sh start.sh.",
     ),
     "port of a SuperLink": Rule(
         (_SUPERLINK, _TAKEN),

@@ -60,7 +60,7 @@ END
 _REGISTER: Final = """\
 #!/bin/sh
 # Registers the public keys in nodes/ at the running SuperLink; with names, only these: sh register.sh hospital-a
-# A key that is registered already is refused by Flower, which does no harm.
+# A key that is registered already is skipped, so it does no harm to start it again.
 set -eu
 {environment}
 {connect}
@@ -68,7 +68,14 @@ set -eu
 failed=""
 for key in "$@"; do
     name="$(basename "$key" .pub)"
-    flwr supernode register "nodes/$name.pub" {connection} --name "$name" || failed="$failed $name"
+    if said="$(flwr supernode register "nodes/$name.pub" {connection} --name "$name" 2>&1)"; then
+        echo "$name: $(echo "$said" | tail -n 1)"
+    else
+        case "$said" in
+        *"[code: 23]"*) echo "$name: registered before; nothing to do (a key that was unregistered stays out)" ;;
+        *) echo "$said" >&2; failed="$failed $name" ;;
+        esac
+    fi
 done
 flwr supernode list {connection}
 [ -z "$failed" ] || {{ echo "not registered now (see above):$failed" >&2; exit 1; }}

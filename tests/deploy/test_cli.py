@@ -46,7 +46,10 @@ def test_a_deployment_from_first_to_last(fedkd_, tmp_path):
     ("arguments", "expected"),
     [
         (["init", "fed", "--superlink", "http://a", "--nodes", "a"], "--superlink: expected HOST"),
-        (["init", "fed", "--superlink", "a", "--nodes", ","], "--nodes: expected at least one"),
+        (["init", "fed", "--superlink", "a", "--nodes", ""], "--nodes: expected at least one"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a,,b"], "--nodes: expected names of at most 63"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a,b,"], "--nodes: expected names of at most 63"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a", "--also", "b,,c"], "--also: expected HOST"),
         (["init", "fed", "--superlink", "a"], "--nodes"),
         (["init", "fed", "--superlink", "a", "--nodes", "n", "--experiment", "none.toml"], "none.toml"),
         (["add-node", "fed", "a"], "found no deployment.toml"),

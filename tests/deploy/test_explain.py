@@ -87,7 +87,7 @@ SEEN = [
     ("address in use", f"ERROR:    {TAKEN}"),
     (
         "no ca.crt",
-        "INFO :      Starting Flower SuperNode\nERROR :     Path argument `--root-certificates` does not point to a file.",
+        "Starting Flower SuperNode\nERROR :     Path argument `--root-certificates` does not point to a file.",
     ),
     ("no key file", TRACE.format("FileNotFoundError: [Errno 2] No such file or directory: 'node.key'")),
     (
