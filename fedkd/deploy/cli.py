@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.deploy.transport import OVERRIDE
+from fedkd.deploy.transport import OVERRIDE, parse_address
 from fedkd.errors import UserError
 
 deploy = typer.Typer(no_args_is_help=True, help="Set up a real deployment: certificates, keys, commands, services.")
@@ -93,6 +93,7 @@ def run(
     from fedkd import config
     from fedkd.app.run_folder import new_folder
     from fedkd.deploy import run as deployed
+    from fedkd.deploy.trust import expect_trusted
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
     from fedkd.tables import run_table
@@ -100,6 +101,7 @@ def run(
     experiment = config.load(file, set_ or [])
     connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
     deployed.check_deployable(experiment)
+    expect_trusted(parse_address(connection.address), root_certificates)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
         with RoundProgress([experiment.strategy], experiment.rounds) as progress:
             summary = deployed.run(experiment, connection, folder, server_out, progress.advance)

@@ -13,6 +13,7 @@ from rich.text import Text
 from fedkd.deploy import checks, facts
 from fedkd.deploy.checks import BOUNDS, GIB, Finding
 from fedkd.deploy.transport import DEFAULT_PORT, parse_address
+from fedkd.deploy.trust import findings_of
 
 PORTS: Final = {DEFAULT_PORT: "SuperLink", 9094: "SuperNode"}
 """TCP ports that Flower's programs take on this machine unless told otherwise."""
@@ -56,11 +57,7 @@ def _of_superlink(superlink: str | None, root_certificates: Path | None) -> list
     if superlink is None:
         return [checks.clock(None)]
     address = parse_address(superlink)
-    link = facts.look_at_superlink(address, root_certificates)
-    found = [checks.superlink(str(address), link.error, link.tls, address.is_loopback)]
-    if link.tls:
-        found.append(checks.certificate(link.days_left, link.untrusted))
-    return [*found, checks.clock(link.ahead, link.uncertain)]
+    return findings_of(address, facts.look_at_superlink(address, root_certificates))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

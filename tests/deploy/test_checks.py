@@ -191,4 +191,4 @@ def test_an_expired_certificate_is_called_so_first():
     finding = checks.certificate(-3.0, "certificate has expired")
 
     assert finding.found == "expired 3 days ago"
-    assert finding.advice == "run `fedkd deploy renew`"
+    assert finding.advice.startswith("run `fedkd deploy renew` where ca.key is kept")

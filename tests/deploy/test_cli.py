@@ -2,12 +2,13 @@
 
 import json
 import signal
+import socket
 import sys
 
 import pytest
 
 from fedkd.cli import main
-from fedkd.deploy import doctor
+from fedkd.deploy import doctor, trust
 from fedkd.deploy import run as deployed
 from fedkd.deploy.checks import Finding
 from fedkd.errors import LostSightError, RunError
@@ -79,8 +80,22 @@ def test_a_run_out_of_sight_has_an_exit_code_of_its_own(fedkd_, monkeypatch, tmp
         raise error
 
     monkeypatch.setattr(deployed, "run", end)
+    monkeypatch.setattr(trust, "expect_trusted", lambda *given: None)
 
     assert fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1") == expected
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "here"]])
+def test_a_run_that_cannot_begin_leaves_no_folder(fedkd_, tmp_path, out):
+    (tmp_path / "own.toml").write_text('[federation]\npartition = "own"\n', encoding="utf-8")
+    with socket.socket() as nobody:  # bound, and never listens
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        code, said, err = fedkd_("deploy", "run", "own.toml", "--superlink", address, *out)
+
+    assert (code, said) == (1, "")
+    assert err.startswith(f"the run failed: {address}: Connection refused; is it running")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
 
 
 def test_a_log_is_explained(fedkd_, tmp_path):
