@@ -28,6 +28,10 @@ USABLE: Final = 0.9
 MOST: Final = 100
 """Most workers on one GPU that a share can be named for."""
 DAYS_LEFT: Final = 30
+_OTHER_PORT: Final = {
+    "SuperLink": "change the port in superlink/start.sh, every node's start.sh and the scripts in operator/",
+    "SuperNode": "start the SuperNode with another port: RUNTIME_PORT=9095 sh start.sh",
+}
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,12 @@ def port(number: int, use: str, listener: str | None) -> Finding:
 
     Args:
         number: of the port.
-        use: what wants it.
+        use: what wants it, ``SuperLink`` or ``SuperNode``.
         listener: who has it; None if it is free.
     """
     if listener is None:
         return Finding(f"port {number}", "ok", f"free, for a {use}")
-    advice = f"nothing, if this is the {use} of this deployment; else stop it, or start the {use} with another --port"
+    advice = f"nothing, if this is the {use} of this deployment; else stop it, or {_OTHER_PORT[use]}"
     return Finding(f"port {number}", "warn", f"taken by {listener}", advice)
 
 

@@ -130,15 +130,16 @@ def doctor(
     superlink: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="SuperLink to reach")] = None,
     root_certificates: Annotated[Path | None, typer.Option(help="ca.crt of the deployment")] = None,
     data: Annotated[str | None, typer.Option(help="data set to load: path, or name of a built-in one")] = None,
+    folder: Annotated[Path | None, typer.Option(help="this machine's folder of a deployment, instead of these")] = None,
     gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="GPU memory that one worker needs")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> int:
-    """Check this machine: versions, ports, clock, GPU, memory, disk, data, and the way to a SuperLink."""
+    """Check this machine: versions, ports, clock, GPU, memory, disk, data, the way to a SuperLink, a node's files."""
     from fedkd.deploy.doctor import examine, exit_code, findings_table
 
     if gpu_memory <= 0:
         raise UserError(f"--gpu-memory: expected GiB above 0, found {gpu_memory:g}.")
-    findings = examine(superlink, root_certificates, data, gpu_memory)
+    findings = examine(superlink, root_certificates, data, gpu_memory, folder)
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
     else:
