@@ -223,7 +223,8 @@ For whoever starts runs at the SuperLink {plan.superlink}; this may be on the Su
 5. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
 
 Flower's programs and fedkd must be in PATH: install fedkd
-(pip install -c FEDKD_CHECKOUT/constraints.txt FEDKD_CHECKOUT), and activate its Python environment first. If something does not work: fedkd doctor --folder .
+(pip install -c FEDKD_CHECKOUT/constraints.txt FEDKD_CHECKOUT), and activate its Python environment first.
+If something does not work: fedkd doctor --folder .
 sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within seconds
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """
