@@ -50,9 +50,9 @@ def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
             LOG.warning("%s", unknown("key", key, [*NEEDED, *OPTIONAL], where="node config"))
     missing = [key for key in NEEDED if not config.get(key)]
     if missing:
-        example = f"--node-config '{missing[0]}=\"...\"'"
         raise UserError(
-            f"node config: expected the key {missing[0]!r}, found none; start the SuperNode with {example}."
+            f'node config: expected the key {missing[0]!r}, found none; write {missing[0]} = "..." into node.toml (or '
+            "into what --node-config is given), and start the SuperNode again."
         )
     said = {key: _text(key, config[key]) for key in (*NEEDED, *OPTIONAL) if key in config}
     changes = {"train.device": said.get("device"), "data.name": said.get("commons")}

@@ -28,6 +28,10 @@ USABLE: Final = 0.9
 MOST: Final = 100
 """Most workers on one GPU that a share can be named for."""
 DAYS_LEFT: Final = 30
+_OTHER_PORT: Final = {
+    "SuperLink": "change the port in superlink/start.sh, every node's start.sh and the scripts in operator/",
+    "SuperNode": "start the SuperNode with another port: RUNTIME_PORT=9095 sh start.sh",
+}
 
 
 @dataclass(frozen=True)
@@ -93,24 +97,27 @@ def port(number: int, use: str, listener: str | None) -> Finding:
 
     Args:
         number: of the port.
-        use: what wants it.
+        use: what wants it, ``SuperLink`` or ``SuperNode``.
         listener: who has it; None if it is free.
     """
     if listener is None:
         return Finding(f"port {number}", "ok", f"free, for a {use}")
-    advice = f"nothing, if this is the {use} of this deployment; else stop it, or start the {use} with another --port"
+    advice = f"nothing, if this is the {use} of this deployment; else stop it, or {_OTHER_PORT[use]}"
     return Finding(f"port {number}", "warn", f"taken by {listener}", advice)
 
 
-def clock(ahead: float | None, uncertain: float = 0.0) -> Finding:
+def clock(
+    ahead: float | None, uncertain: float = 0.0, unknown: str = "give --superlink to compare it with the SuperLink's"
+) -> Finding:
     """Check this machine's clock against the SuperLink's, which refuses signatures of another time.
 
     Args:
         ahead: seconds that it is ahead; None if unknown.
         uncertain: seconds by which this may be wrong, either way.
+        unknown: what to do if it is unknown.
     """
     if ahead is None:
-        return Finding("clock", "warn", "unknown", "give --superlink to compare it with the SuperLink's")
+        return Finding("clock", "warn", "unknown", unknown)
     shown = f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'} the SuperLink's (± {uncertain:.1f} s)"
     allowed = f"set it (timedatectl set-ntp true): at most {AHEAD:.0f} s ahead and {BEHIND:.0f} s behind are let in"
     if ahead + uncertain <= -BEHIND or ahead - uncertain >= AHEAD:
@@ -243,9 +250,14 @@ def certificate(days_left: float | None, error: str | None) -> Finding:
     """
     shown = "ends at an unknown time" if days_left is None else f"ends in {days_left:.0f} days"
     if days_left is not None and days_left < 0:
-        return Finding("certificate", "fail", f"expired {-days_left:.0f} days ago", "run `fedkd deploy renew`")
+        return Finding(
+            "certificate",
+            "fail",
+            f"expired {-days_left:.0f} days ago",
+            "run `fedkd deploy renew` where ca.key is kept, and restart the SuperLink",
+        )
     if error is not None:
-        advice = "give --root-certificates ca.crt of this deployment, and a name that the certificate holds"
+        advice = "use the ca.crt of this deployment, and a name of the SuperLink that its certificate holds"
         return Finding("certificate", "fail", f"not trusted: {error}; {shown}", advice)
     if days_left is None or days_left < DAYS_LEFT:
         return Finding("certificate", "warn", shown, "run `fedkd deploy renew` before it ends")

@@ -1,7 +1,6 @@
 """``fedkd deploy ...`` and ``fedkd doctor``."""
 
 import json
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.deploy.transport import OVERRIDE
+from fedkd.deploy.transport import OVERRIDE, parse_address
 from fedkd.errors import UserError
 
 deploy = typer.Typer(no_args_is_help=True, help="Set up a real deployment: certificates, keys, commands, services.")
@@ -73,11 +72,11 @@ def split(
 ) -> None:
     """Divide a simulation into files for a deployment: the commons, each client's samples, and the experiment."""
     from fedkd import config
-    from fedkd.data.dividing import EXPERIMENT, divide
+    from fedkd.data.dividing import COMMONS, EXPERIMENT, divide
 
-    for key, path in divide(config.load(file, set_ or []), out).items():
-        typer.echo(f"{key}  flower-supernode --node-config {shlex.quote(str(path))} ...")
-    typer.echo(f"experiment  {out / EXPERIMENT}")
+    for key in divide(config.load(file, set_ or []), out):
+        typer.echo(f"{key}  {out / f'{key}.toml'} becomes node.toml in its folder; {key}.npz and {COMMONS} go with it")
+    typer.echo(f"experiment  {out / EXPERIMENT}; its data.name says where the SuperLink's machine has {COMMONS}")
 
 
 @deploy.command()
@@ -94,6 +93,7 @@ def run(
     from fedkd import config
     from fedkd.app.run_folder import new_folder
     from fedkd.deploy import run as deployed
+    from fedkd.deploy.trust import expect_trusted
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
     from fedkd.tables import run_table
@@ -101,6 +101,7 @@ def run(
     experiment = config.load(file, set_ or [])
     connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
     deployed.check_deployable(experiment)
+    expect_trusted(parse_address(connection.address), root_certificates)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
         with RoundProgress([experiment.strategy], experiment.rounds) as progress:
             summary = deployed.run(experiment, connection, folder, server_out, progress.advance)
@@ -112,30 +113,33 @@ def run(
 @deploy.command()
 def explain(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="file, or - for standard input", show_default=False)],
-) -> None:
-    """Say in one line what a log of a SuperLink or SuperNode means, and what to do."""
+) -> int:
+    """Say in one line what a log of a SuperLink or SuperNode means, and what to do; ends with 1 if nothing is known."""
     from fedkd.deploy.explain import explain as line_for
 
     try:
         text = sys.stdin.read() if str(log) == "-" else log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{log}: expected a log file, cannot read it: {error.strerror}.") from None
-    typer.echo(line_for(text) or "nothing in it that we know; the last ERROR line says most")
+    line = line_for(text)
+    typer.echo(line or "nothing in it that we know; the last ERROR line says most")
+    return int(line is None)
 
 
 def doctor(
     superlink: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="SuperLink to reach")] = None,
     root_certificates: Annotated[Path | None, typer.Option(help="ca.crt of the deployment")] = None,
     data: Annotated[str | None, typer.Option(help="data set to load: path, or name of a built-in one")] = None,
+    folder: Annotated[Path | None, typer.Option(help="this machine's folder of a deployment, instead of these")] = None,
     gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="GPU memory that one worker needs")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> int:
-    """Check this machine: versions, ports, clock, GPU, memory, disk, data, and the way to a SuperLink."""
+    """Check this machine: versions, ports, clock, GPU, memory, disk, data, the way to a SuperLink, a node's files."""
     from fedkd.deploy.doctor import examine, exit_code, findings_table
 
     if gpu_memory <= 0:
         raise UserError(f"--gpu-memory: expected GiB above 0, found {gpu_memory:g}.")
-    findings = examine(superlink, root_certificates, data, gpu_memory)
+    findings = examine(superlink, root_certificates, data, gpu_memory, folder)
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
     else:
@@ -149,4 +153,4 @@ def _print(table: Table, width: int = 120) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(",")] if text.strip() else []

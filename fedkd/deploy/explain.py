@@ -14,6 +14,7 @@ from fedkd.engine.commands import without_colours
 
 _SUPERNODE: Final = "Starting Flower SuperNode"
 _SUPERLINK: Final = "Starting Flower SuperLink"
+_TAKEN: Final = r"error while attempting to bind on address \('(?P<host>[^']+)', (?P<port>\d+)"
 _VERIFY: Final = r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: "
 
 
@@ -33,6 +34,54 @@ class Rule:
 
 
 RULES: Final[Mapping[str, Rule]] = {
+    "no ca.crt": Rule(
+        (
+            _SUPERNODE,
+            r"Path argument `--root-certificates` does not point to a file",
+        ),
+        "SuperNode: there is no ca.crt in its folder: bring it the ca.crt of this deployment (it is no secret; "
+        "operator/ has it too), and start it again.",
+    ),
+    "no key file": Rule(
+        (_SUPERNODE, r"No such file or directory: '(?P<path>[^'\n]+\.key)'"),
+        "SuperNode: there is no {path} in its folder: bring it the one that `fedkd deploy init` made for it; if that "
+        "is lost, make a new node (`fedkd deploy add-node`).",
+    ),
+    "damaged key": Rule(
+        (_SUPERNODE, "Exit Code: 302"),
+        "SuperNode: its node.key is no private key: bring it the one that `fedkd deploy init` made for it; if that is "
+        "lost, make a new node (`fedkd deploy add-node`).",
+    ),
+    "no node.toml": Rule(
+        (_SUPERNODE, r"parse_config_args(?s:.*)No such file or directory: '(?P<path>[^'\n]+)'"),
+        'SuperNode: there is no {path} in its folder, the file that says whose node it is: docs/data.md, "Own data on '
+        'every node", says what goes into it.',
+    ),
+    "wrong TOML": Rule(
+        (_SUPERNODE, r"TOMLDecodeError: (?P<problem>[^\n]*)"),
+        "SuperNode: its node.toml is no TOML: {problem}: mend that line (texts stand in quotation marks), and start it "
+        "again.",
+    ),
+    "wrong value": Rule(
+        (_SUPERNODE, r"ValueError: The value for key (?P<key>\S+) needs to be of type"),
+        "SuperNode: in its node.toml the value of {key} is a list or a date: write a text in quotation marks, and "
+        "start it again.",
+    ),
+    "damaged ca.crt": Rule(
+        (_SUPERNODE, r"load_verify_locations(?s:.*)ssl\.SSLError"),
+        "SuperNode: its ca.crt is no certificate: bring it the ca.crt of this deployment (it is no secret; operator/ "
+        "has it too), and start it again.",
+    ),
+    "no file of the SuperLink": Rule(
+        (r"Path argument `--ssl-(?P<option>ca-certfile|certfile|keyfile)` does not point to a file",),
+        "SuperLink: the file of --ssl-{option} is not in its folder (ca.crt, server.crt and server.key are needed): "
+        "bring it from where `fedkd deploy init` made it, or make a new one by `fedkd deploy renew`.",
+    ),
+    "certificate without its key": Rule(
+        (_SUPERLINK, r"load_cert_chain(?s:.*)ssl\.SSLError"),
+        "SuperLink: its server.crt and server.key do not belong together, or one is damaged: bring both from where "
+        "`fedkd deploy init` or `renew` made them last, and start it again.",
+    ),
     "no certificate": Rule(
         (_VERIFY + "unable to get local issuer", "Using system certificates"),
         "SuperNode: it knows only the public authorities, and the SuperLink's certificate is none of theirs: start it "
@@ -87,7 +136,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "key registered twice": Rule(
         (r"\[code: 23\]|ApiError:23\]",),
         "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
-        "two keys.",
+        "two keys, and so does a node that was unregistered (`fedkd deploy add-node`).",
     ),
     "clock, at the SuperLink": Rule(
         (r"(?P<peer>\S+):\d+ - \"POST /v1/fleet/[\w-]+ HTTP/1\.1\" 401",),
@@ -116,10 +165,19 @@ RULES: Final[Mapping[str, Rule]] = {
         "SuperNode of {client}: it runs other code than the server: install the same fedkd and the same strategies "
         "there, and leave no other copy where it is started.",
     ),
+    "port of a SuperNode": Rule(
+        (_SUPERNODE, _TAKEN),
+        "SuperNode: another program, or another SuperNode, listens on {host}:{port}: stop it, or choose another port "
+        "for this one: RUNTIME_PORT=9095 sh start.sh.",
+    ),
+    "port of a SuperLink": Rule(
+        (_SUPERLINK, _TAKEN),
+        "SuperLink: another program, or this SuperLink already, listens on {host}:{port}: stop it; for another port, "
+        "change it in superlink/start.sh, in every node's start.sh, and in operator/register.sh and flwr.sh.",
+    ),
     "address in use": Rule(
-        (r"error while attempting to bind on address \('(?P<host>[^']+)', (?P<port>\d+)",),
-        "This machine: another program listens on {host}:{port}: stop it, or choose another port (RUNTIME_PORT=9095 "
-        "sh start.sh for a SuperNode).",
+        (_TAKEN,),
+        "This machine: another program listens on {host}:{port}: stop it, or start this one with another port.",
     ),
     "other Flower": Rule(
         ("Exit Code: 606",),

@@ -38,7 +38,7 @@ def init(
     The folder appears when everything is in it, or not at all.
 
     Args:
-        folder: to be made.
+        folder: to be made, or empty.
         superlink: address by which others reach the SuperLink.
         nodes: names of the nodes.
         also: further names and IP addresses of the SuperLink's machine.
@@ -47,13 +47,11 @@ def init(
             the nodes.
 
     Raises:
-        UserError: the folder exists, or something given is wrong.
+        UserError: the folder holds something, or something given is wrong.
     """
     plan, now = make_plan(superlink, nodes, also), utc_now()
     _check_days(days)
-    if folder.exists():
-        what = "a deployment: use `fedkd deploy add-node` or `renew`" if (folder / PLAN).exists() else "other files"
-        raise UserError(f"{folder}: expected a folder that does not exist yet, found {what}; or choose another name.")
+    _expect_free(folder)
     text = None if experiment is None else _experiment_text(experiment, plan)
     authority = make_authority(now)
     server = make_server(authority, plan.names, now, days)
@@ -76,7 +74,7 @@ def add_node(folder: Path, name: str) -> Plan:
         UserError: the folder holds no deployment, or has such a node.
     """
     plan = read_plan(folder)
-    check_node_name(name)
+    check_node_name(name, "NAME")
     if name in plan.nodes or (folder / name).exists():
         raise UserError(f"{folder / name}: expected a new name, found a node that exists: choose another name.")
     certificate = folder / OPERATOR / "ca.crt"
@@ -126,6 +124,15 @@ def _server_files(server: Pair) -> dict[str, bytes]:
     return {"server.key": server.private, "server.crt": server.public}
 
 
+def _expect_free(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    what = "other files in it" if folder.is_dir() else "a file of that name"
+    if (folder / PLAN).exists():
+        what = "a deployment: use `fedkd deploy add-node` or `renew`"
+    raise UserError(f"{folder}: expected a new or empty folder, found {what}; or choose another name.")
+
+
 def _check_days(days: int) -> None:
     if not 1 <= days <= CA_DAYS:
         raise UserError(f"--days: expected 1 to {CA_DAYS}, as long as an authority is valid, found {days}.")
@@ -146,12 +153,22 @@ def _experiment_text(path: Path, plan: Plan) -> str:
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """Yield a folder of another name that gets its own when all went well, and else is gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))  # readable by its owner alone
+    """Yield a folder of another name that gets its own when all went well, and else is gone.
+
+    Into an empty folder that is there its content moves instead: somebody may stand in it.
+    """
+    there = folder.is_dir()
+    parent = folder if there else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))  # readable by its owner alone
     try:
         yield new
-        new.rename(folder)
+        if there:
+            for path in list(new.iterdir()):
+                path.rename(folder / path.name)
+            new.rmdir()
+        else:
+            new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -60,7 +60,7 @@ END
 _REGISTER: Final = """\
 #!/bin/sh
 # Registers the public keys in nodes/ at the running SuperLink; with names, only these: sh register.sh hospital-a
-# A key that is registered already is refused by Flower, which does no harm.
+# A key that is registered already is skipped, so it does no harm to start it again.
 set -eu
 {environment}
 {connect}
@@ -68,7 +68,14 @@ set -eu
 failed=""
 for key in "$@"; do
     name="$(basename "$key" .pub)"
-    flwr supernode register "nodes/$name.pub" {connection} --name "$name" || failed="$failed $name"
+    if said="$(flwr supernode register "nodes/$name.pub" {connection} --name "$name" 2>&1)"; then
+        echo "$name: $(echo "$said" | tail -n 1)"
+    else
+        case "$said" in
+        *"[code: 23]"*) echo "$name: registered before; nothing to do (a key that was unregistered stays out)" ;;
+        *) echo "$said" >&2; failed="$failed $name" ;;
+        esac
+    fi
 done
 flwr supernode list {connection}
 [ -z "$failed" ] || {{ echo "not registered now (see above):$failed" >&2; exit 1; }}
@@ -143,7 +150,8 @@ As a service (Linux with systemd), as root:
 """
 
 _PATHS: Final = """
-Flower's programs must be in PATH: activate the Python environment first; the service has its own.
+Flower's programs must be in PATH: install fedkd (pip install -c FEDKD_CHECKOUT/constraints.txt FEDKD_CHECKOUT, the same
+checkout on every machine), and activate its Python environment first; the service has its own.
 The service may write into this folder only: for a `store` or --server-out elsewhere, add it to ReadWritePaths= in the
 .service file.
 """
@@ -156,7 +164,7 @@ def superlink_files(plan: Plan) -> dict[str, str]:
     readme = f"""\
 The SuperLink of this deployment: {plan.superlink}
 
-By hand:     sh start.sh
+By hand:     sh start.sh                 (fedkd doctor --folder . looks at this machine first)
 It listens on {bind}, port {plan.superlink.port} (TCP).
 Let only the machines of the nodes and the operator through the firewall: Flower serves them all on one port, and
 whoever reaches it may register keys and start runs.
@@ -180,8 +188,9 @@ def node_files(plan: Plan, name: str) -> dict[str, str]:
     readme = f"""\
 The SuperNode {name}, of the SuperLink {plan.superlink}
 
-First:       fedkd doctor --superlink {plan.superlink} --root-certificates ca.crt
-Then edit node.toml, and start it by hand: sh start.sh
+First:       edit node.toml, and bring the data and the commons to where it says that they are
+Then:        fedkd doctor --folder .     says what is still missing here, and whether the SuperLink answers
+By hand:     sh start.sh
 It opens a connection to the SuperLink and needs no open port. The operator must have registered its key before.
 A program of the operator's runs here, with the rights of the user who starts it, and sees what that user may read.
 
@@ -208,12 +217,14 @@ def operator_files(plan: Plan, has_experiment: bool) -> dict[str, str]:
 For whoever starts runs at the SuperLink {plan.superlink}; this may be on the SuperLink's own machine.
 
 1. Start the SuperLink (its folder says how).
-2. sh register.sh            registers the nodes' public keys; again after `fedkd deploy add-node`
+2. sh register.sh            registers the nodes' public keys; again after `fedkd deploy add-node`, which does no harm
 3. Start the SuperNodes (their folders say how).
 4. sh flwr.sh supernode list {CONNECTION}    are all of them online?
 5. fedkd deploy run {experiment} --superlink {plan.superlink} --root-certificates ca.crt
 
-Flower's programs and fedkd must be in PATH: activate the Python environment first.
+Flower's programs and fedkd must be in PATH: install fedkd
+(pip install -c FEDKD_CHECKOUT/constraints.txt FEDKD_CHECKOUT), and activate its Python environment first.
+If something does not work: fedkd doctor --folder .
 sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within seconds
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """

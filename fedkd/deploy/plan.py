@@ -1,5 +1,6 @@
 """Who is in a deployment: the SuperLink's address and the nodes' names, as ``deployment.toml`` keeps them."""
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Sequence
@@ -52,29 +53,44 @@ def make_plan(superlink: str, nodes: Sequence[str], also: Sequence[str] = ()) ->
     Raises:
         UserError: a name cannot be a folder's and a client's name, or appears twice; or an address is none.
     """
-    address = parse_address(superlink)
+    address = _callable(superlink, "--superlink")
     if not nodes:
         raise UserError("--nodes: expected at least one name, such as hospital-a,hospital-b, found none.")
     for number, name in enumerate(nodes):
         check_node_name(name)
         if name in nodes[:number]:
             raise UserError(f"--nodes: expected every name once, found {name!r} twice.")
-    return Plan(address, tuple(parse_address(name, "--also").host for name in also), tuple(nodes))
+    return Plan(address, tuple(_callable(name, "--also").host for name in also), tuple(nodes))
 
 
-def check_node_name(name: str) -> None:
+def _callable(text: str, where: str) -> Address:
+    """Read an address that others can call."""
+    address = parse_address(text, where)
+    if address.is_ip and ipaddress.ip_address(address.host).is_unspecified:
+        raise UserError(
+            f"{where}: expected the address by which nodes reach the SuperLink's machine, found {address.host}, which "
+            "means all addresses of whoever says it: give a DNS name or an IP address."
+        )
+    return address
+
+
+def check_node_name(name: str, where: str = "--nodes") -> None:
     """Refuse what cannot be both a client's key and the name of a folder.
+
+    Args:
+        name: to be checked.
+        where: option or argument that held it, for the error.
 
     Raises:
         UserError: the name is not one of small letters, digits and hyphens, or is that of another folder.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"--nodes: expected names of at most 63 small letters, digits and inner hyphens, such as hospital-a, "
+            f"{where}: expected names of at most 63 small letters, digits and inner hyphens, such as hospital-a, "
             f"found {name!r}."
         )
     if name in _RESERVED:
-        raise UserError(f"--nodes: {name!r} is the name of another folder of the deployment: choose another one.")
+        raise UserError(f"{where}: {name!r} is the name of another folder of the deployment: choose another one.")
 
 
 def plan_text(plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """Go on with a run that was cut off, from its last whole checkpoint to the end that it would have had."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,10 +8,10 @@ from pathlib import Path
 
 from fedkd import config
 from fedkd.app.checkpoint import Checkpoint, read_newest
-from fedkd.app.going_on import expect_unchanged, read_records
+from fedkd.app.going_on import EXPERIMENT, MANIFEST, SUMMARY, expect_unchanged, read_records
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import OnRound, Start
-from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, RunFolder, locked
+from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked
 from fedkd.config import Experiment
 from fedkd.engine.result import Result
 from fedkd.engine.simulate import carry_out, check
@@ -53,18 +54,22 @@ def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = 
 
 def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
     """Read a run that was cut off; nothing is changed (see :func:`resume`)."""
-    _expect_cut_off(path)
-    experiment = config.load(path / "experiment.toml", {} if workers is None else {"engine.workers": workers})
+    _expect_file(path, EXPERIMENT)
+    if (path / SUMMARY).exists():
+        raise UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
+    experiment = config.load(path / EXPERIMENT, {} if workers is None else {"engine.workers": workers})
     if experiment.engine.name == "flower":
         raise UserError(f"{path}: expected a run on our own engine, found one on Flower's; start it again.")
-    elsewhere = "its clients keep their states: start its ServerApp again, as before, with this folder as out"
     if experiment.federation.partition == "own":
-        raise UserError(f"{path}: expected a run of a simulation, found one of a deployment; {elsewhere}.")
+        raise _of_deployment(path)
+    _expect_file(path, MANIFEST)
     check(experiment)
     expect_unchanged(path, experiment, "restore it, or start the run again")
     checkpoint = read_newest(path / CHECKPOINTS)
     if checkpoint.states is None:
-        raise UserError(f"{path}: expected checkpoints with the clients' states, found none in them; {elsewhere}.")
+        found = "found none in them: its clients keep their states"
+        again = "start its ServerApp again, as before, with this folder as out"
+        raise UserError(f"{path}: expected checkpoints with the clients' states, {found}; {again}.")
     return CutOff(path, experiment, checkpoint, read_records(path / ROUNDS, checkpoint.snapshot.record))
 
 
@@ -80,9 +85,17 @@ def _reopened(run: CutOff) -> Iterator[RunFolder]:
         yield RunFolder.reopen(run.path, len(run.records))
 
 
-def _expect_cut_off(path: Path) -> None:
-    missing = [name for name in ("experiment.toml", "manifest.json") if not (path / name).is_file()]
-    if missing:
-        raise UserError(f"{path}: expected the folder of a run, found no {missing[0]} in it; check the path.")
-    if (path / "summary.json").exists():
-        raise UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
+def _expect_file(path: Path, name: str) -> None:
+    if not (path / name).is_file():
+        raise UserError(f"{path}: expected the folder of a run, found no {name} in it; check the path.")
+
+
+def _of_deployment(path: Path) -> UserError:
+    """Return what to do with the folder of a deployment's run: the server's, or what the operator's command wrote."""
+    command = "fedkd deploy run EXPERIMENT --superlink HOST:PORT --root-certificates ca.crt --server-out"
+    expected = f"{path}: expected a run of a simulation"
+    if (path / FLOWER_LOG).is_file():
+        found = "found the operator's folder of a deployment, whose run is on the SuperLink's machine"
+        return UserError(f"{expected}, {found}; go on with: {command} FOLDER, the same as before.")
+    found = "found one of a deployment, whose clients keep their states"
+    return UserError(f"{expected}, {found}; go on with: {command} {shlex.quote(str(path.resolve()))}")

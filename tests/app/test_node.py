@@ -30,8 +30,9 @@ def test_what_may_be_said() -> None:
 @pytest.mark.parametrize("key", NEEDED)
 def test_what_is_missing_is_named(key: str) -> None:
     for without in ({name: value for name, value in NEEDED.items() if name != key}, {**NEEDED, key: ""}):
-        with pytest.raises(UserError, match=f"node config: expected the key '{key}', found none"):
+        with pytest.raises(UserError, match=f"node config: expected the key '{key}', found none") as refused:
             node_of(without, Experiment())
+        assert f'write {key} = "..." into node.toml' in str(refused.value)
 
 
 @pytest.mark.parametrize("value", [7, True, 1.5])

@@ -60,6 +60,8 @@ def test_ports():
     taken = checks.port(8000, "SuperLink", "python3 flower-superlink (process 7)")
     assert taken.verdict == "warn"
     assert "process 7" in taken.found
+    assert "change the port in superlink/start.sh" in taken.advice
+    assert "RUNTIME_PORT=9095 sh start.sh" in checks.port(9094, "SuperNode", "x").advice
 
 
 # Flower lets in what is signed at most 5 s ahead and less than 305 s behind.
@@ -191,4 +193,4 @@ def test_an_expired_certificate_is_called_so_first():
     finding = checks.certificate(-3.0, "certificate has expired")
 
     assert finding.found == "expired 3 days ago"
-    assert finding.advice == "run `fedkd deploy renew`"
+    assert finding.advice.startswith("run `fedkd deploy renew` where ca.key is kept")

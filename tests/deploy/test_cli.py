@@ -2,12 +2,13 @@
 
 import json
 import signal
+import socket
 import sys
 
 import pytest
 
 from fedkd.cli import main
-from fedkd.deploy import doctor
+from fedkd.deploy import doctor, trust
 from fedkd.deploy import run as deployed
 from fedkd.deploy.checks import Finding
 from fedkd.errors import LostSightError, RunError
@@ -46,7 +47,10 @@ def test_a_deployment_from_first_to_last(fedkd_, tmp_path):
     ("arguments", "expected"),
     [
         (["init", "fed", "--superlink", "http://a", "--nodes", "a"], "--superlink: expected HOST"),
-        (["init", "fed", "--superlink", "a", "--nodes", ","], "--nodes: expected at least one"),
+        (["init", "fed", "--superlink", "a", "--nodes", ""], "--nodes: expected at least one"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a,,b"], "--nodes: expected names of at most 63"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a,b,"], "--nodes: expected names of at most 63"),
+        (["init", "fed", "--superlink", "a", "--nodes", "a", "--also", "b,,c"], "--also: expected HOST"),
         (["init", "fed", "--superlink", "a"], "--nodes"),
         (["init", "fed", "--superlink", "a", "--nodes", "n", "--experiment", "none.toml"], "none.toml"),
         (["add-node", "fed", "a"], "found no deployment.toml"),
@@ -76,16 +80,34 @@ def test_a_run_out_of_sight_has_an_exit_code_of_its_own(fedkd_, monkeypatch, tmp
         raise error
 
     monkeypatch.setattr(deployed, "run", end)
+    monkeypatch.setattr(trust, "expect_trusted", lambda *given: None)
 
     assert fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1") == expected
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "here"]])
+def test_a_run_that_cannot_begin_leaves_no_folder(fedkd_, tmp_path, out):
+    (tmp_path / "own.toml").write_text('[federation]\npartition = "own"\n', encoding="utf-8")
+    with socket.socket() as nobody:  # bound, and never listens
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        code, said, err = fedkd_("deploy", "run", "own.toml", "--superlink", address, *out)
+
+    assert (code, said) == (1, "")
+    assert err.startswith(f"the run failed: {address}: Connection refused; is it running")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
 
 
 def test_a_log_is_explained(fedkd_, tmp_path):
     (tmp_path / "node.log").write_text("Starting Flower SuperNode\n[code: 2001] SuperNode authentication is enabled\n")
     (tmp_path / "fine.log").write_text("all is well\n")
 
-    assert "give --auth-supernode-private-key" in fedkd_("deploy", "explain", "node.log")[1]
-    assert "nothing in it that we know" in fedkd_("deploy", "explain", "fine.log")[1]
+    code, out, _ = fedkd_("deploy", "explain", "node.log")
+    assert code == 0
+    assert "give --auth-supernode-private-key" in out
+    code, out, _ = fedkd_("deploy", "explain", "fine.log")
+    assert code == 1
+    assert "nothing in it that we know" in out
 
 
 @pytest.mark.parametrize(("verdict", "expected"), [("ok", 0), ("warn", 0), ("fail", 1)])

@@ -44,6 +44,16 @@ TWICE = "ERROR :     [/v1/control/register-node][ApiError:23] Public key already
 CLOCK = 'INFO [uvicorn.access] 10.0.0.9:37860 - "POST /v1/fleet/activate-node HTTP/1.1" 401\n'
 
 
+TRACE = """\
+\x1b[92mINFO \x1b[0m:      Starting Flower SuperNode
+Traceback (most recent call last):
+  File "venv/bin/flower-supernode", line 8, in <module>
+{}
+"""
+CONFIG = "    node_config=parse_config_args(\n                ^^^^^^^^^^^^^^^^^^\n"
+TAKEN = "[Errno 98] error while attempting to bind on address ('127.0.0.1', 9094): address already in use\n"
+
+
 def node(after: str, before: str = "") -> str:
     return NODE.format(before=before, after=after)
 
@@ -72,9 +82,33 @@ SEEN = [
     ("no key, at the SuperLink", SUPERLINK.format(KEYLESS)),
     ("clock, at the SuperLink", SUPERLINK.format(CLOCK)),
     ("key registered twice", SUPERLINK.format(TWICE)),
+    ("port of a SuperNode", node(f"ERROR:    {TAKEN}")),
+    ("port of a SuperLink", SUPERLINK.format(f"2026-11-26T11:48:32.540Z ERROR [uvicorn.error] {TAKEN}")),
+    ("address in use", f"ERROR:    {TAKEN}"),
     (
-        "address in use",
-        node("ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 9094): address"),
+        "no ca.crt",
+        "Starting Flower SuperNode\nERROR :     Path argument `--root-certificates` does not point to a file.",
+    ),
+    ("no key file", TRACE.format("FileNotFoundError: [Errno 2] No such file or directory: 'node.key'")),
+    (
+        "damaged key",
+        "INFO :      Starting Flower SuperNode\nERROR :     Exit Code: 302\nUnable to parse the private key",
+    ),
+    ("no node.toml", TRACE.format(CONFIG + "FileNotFoundError: [Errno 2] No such file or directory: 'node.toml'")),
+    ("wrong TOML", TRACE.format(CONFIG + "tomli._parser.TOMLDecodeError: Invalid value (at line 12, column 5)")),
+    ("wrong value", TRACE.format(CONFIG + "ValueError: The value for key b needs to be of type `int`, `float`, ")),
+    (
+        "damaged ca.crt",
+        node(
+            "    verify.load_verify_locations(cadata=root_certificates.decode())\n"
+            f"ssl.SSLError: no start line: cadata does not contain a certificate (_ssl.c:4020)\n{ENDED}"
+        ),
+    ),
+    ("no file of the SuperLink", "Path argument `--ssl-keyfile` does not point to a file.\n"),
+    ("no file of the SuperLink", SUPERLINK.format(CLOCK) + "Path argument `--ssl-keyfile` does not point to a file.\n"),
+    (
+        "certificate without its key",
+        SUPERLINK.format("    ctx.load_cert_chain(certfile, keyfile, get_password)\nssl.SSLError: [SSL] PEM lib (_s)"),
     ),
 ]
 
@@ -105,6 +139,14 @@ def test_every_rule_fills_its_line_from_what_it_needs():
             "10.0.0.8",
         ),
         (node(RETRY * 3, INSECURE), "plain text to 127.0.0.1:18443,"),
+        (node(f"ERROR:    {TAKEN}"), "127.0.0.1:9094: stop it, or choose another port for this one: RUNTIME_PORT="),
+        (SUPERLINK.format(TAKEN), "127.0.0.1:9094: stop it; for another port, change it in superlink/start.sh"),
+        (
+            TRACE.format(CONFIG + "TOMLDecodeError: Invalid value (at line 12, column 5)"),
+            "(at line 12, column 5): mend",
+        ),
+        (TRACE.format("No such file or directory: 'node.key'"), "no node.key in its folder"),
+        ("Path argument `--ssl-certfile` does not point to a file.", "the file of --ssl-certfile is not in"),
     ],
 )
 def test_the_line_names_who_it_is_about(log, part):

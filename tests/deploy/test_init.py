@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -80,11 +81,43 @@ def test_an_existing_folder_is_left_alone(made):
     with pytest.raises(UserError, match="found a deployment: use `fedkd deploy add-node` or `renew`"):
         deployment.init(made, "fed.example.org", ["hospital-a"])
     (made.parent / "other").mkdir()
-    with pytest.raises(UserError, match="does not exist yet, found other files"):
+    (made.parent / "other" / "file").touch()
+    with pytest.raises(UserError, match="expected a new or empty folder, found other files in it"):
         deployment.init(made.parent / "other", "fed.example.org", ["hospital-a"])
+    with pytest.raises(UserError, match="expected a new or empty folder, found a file of that name"):
+        deployment.init(made.parent / "other" / "file", "fed.example.org", ["hospital-a"])
 
     assert contents(made) == before
-    assert not list((made.parent / "other").iterdir())
+    assert [path.name for path in (made.parent / "other").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["empty", "."])
+def test_an_empty_folder_is_filled_even_if_somebody_stands_in_it(made, tmp_path, monkeypatch, name):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" if name == "." else tmp_path)
+
+    deployment.init(Path(name), "fed.example.org", ["hospital-a", "hospital-b"])
+
+    assert set(contents(tmp_path / "empty")) == set(contents(made))
+    private = {path for path in (tmp_path / "empty").iterdir() if path.is_dir()}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o700}
+
+
+def test_an_empty_folder_is_empty_again_after_a_failure(tmp_path, monkeypatch):
+    def full_disk(name):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(deployment, "make_node", full_disk)
+
+    with pytest.raises(OSError, match="no space left"):
+        deployment.init(tmp_path, "fed.example.org", ["hospital-a"])
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_cannot_be_added_is_called_by_its_argument(made):
+    with pytest.raises(UserError, match=r"^NAME: expected names of at most 63 small letters.* found 'Bad Name'"):
+        deployment.add_node(made, "Bad Name")
 
 
 def test_what_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):

@@ -41,6 +41,14 @@ def test_a_further_name_must_be_one():
         make_plan("a", ["n"], also=["http://b"])
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "0.0.0.0:8443", "[::]:8443", "::"])  # noqa: S104 - to be refused
+def test_an_address_that_nobody_can_call_is_refused(address):
+    with pytest.raises(UserError, match="--superlink: expected the address by which nodes reach"):
+        make_plan(address, ["n"])
+    with pytest.raises(UserError, match="--also: expected the address by which nodes reach"):
+        make_plan("a", ["n"], also=[address])
+
+
 @pytest.mark.parametrize(
     "text", ["", "superlink = 1\nalso = []\nnodes = ['a']", "superlink = 'a'\nnodes = ['b']", "[", "nodes = 3", b"\xff"]
 )

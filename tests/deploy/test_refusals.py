@@ -12,7 +12,7 @@ import pytest
 
 from fedkd.deploy import init as deployment
 from fedkd.deploy.explain import explain, which
-from fedkd.deploy.keys import Pair, make_node, make_server, utc_now
+from fedkd.deploy.keys import Pair, make_authority, make_node, make_server, utc_now
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
@@ -185,4 +185,68 @@ def test_where_nobody_listens(running, trust, key):
 def test_with_a_port_that_is_taken(running, trust, key):
     node = running.node("--port", running.address.rpartition(":")[2], *trust, *key)
 
-    assert which(refused(node)) == "address in use"
+    assert which(refused(node)) == "port of a SuperNode"
+
+
+def test_a_second_superlink_at_the_same_address(running, tmp_path):
+    shutil.copytree(running.folder / "superlink", tmp_path / "again", ignore=shutil.ignore_patterns("*.sqlite*"))
+
+    again = running.start(["sh", str(tmp_path / "again" / "start.sh")])
+
+    assert again.ended() == 1
+    assert which(again.said) == "port of a SuperLink"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "rule"),
+    [
+        ("ca.crt", None, "no ca.crt"),
+        ("node.key", None, "no key file"),
+        ("node.key", "no key", "damaged key"),
+        ("node.toml", None, "no node.toml"),
+        ("node.toml", "client = hospital-b", "wrong TOML"),
+        ("node.toml", 'client = "a"\nview = ["image"]', "wrong value"),
+    ],
+)
+def test_where_a_file_of_the_node_is_missing_or_damaged(running, tmp_path, file, text, rule):
+    damaged(running.folder / "hospital-b", tmp_path / "node", file, text)
+
+    assert which(refused(running.start(["sh", str(tmp_path / "node" / "start.sh")]))) == rule
+
+
+def test_with_a_ca_crt_that_is_none_it_neither_connects_nor_ends(running, tmp_path):
+    damaged(running.folder / "hospital-b", tmp_path / "node", "ca.crt", "no certificate")
+
+    node = running.start(["sh", str(tmp_path / "node" / "start.sh")])
+
+    node.wait_for("Starting Flower SuperExec")
+    assert node.process.poll() is None
+    node.stop()
+    assert which(node.said) == "damaged ca.crt"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "rule"),
+    [
+        ("ca.crt", None, "no file of the SuperLink"),
+        ("server.crt", None, "no file of the SuperLink"),
+        ("server.key", None, "no file of the SuperLink"),
+        ("server.key", "no key", "certificate without its key"),
+        ("server.key", make_authority(utc_now()).private.decode(), "certificate without its key"),
+    ],
+)
+def test_where_a_file_of_the_superlink_is_missing_or_damaged(running, tmp_path, file, text, rule):
+    damaged(running.folder / "superlink", tmp_path / "superlink", file, text)
+
+    superlink = running.start(["sh", str(tmp_path / "superlink" / "start.sh")])
+
+    assert superlink.ended() == 1
+    assert which(superlink.said) == rule
+
+
+def damaged(folder, copy, file, text):
+    """Copy a machine's folder, with another text in one file, or without it."""
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.sqlite*", "flower"))
+    (copy / file).unlink()
+    if text is not None:
+        (copy / file).write_text(text)

@@ -49,13 +49,30 @@ def test_a_node_that_is_unregistered_is_shut_out(running):
     again = running.script("hospital-b/start.sh")
     assert again.ended() == 1
     assert which(again.said) == "key refused"
+    registered = running.script("operator/register.sh", "hospital-b")
+    assert registered.ended() == 0
+    assert "a key that was unregistered stays out" in registered.said
 
 
-def test_a_key_that_is_registered_already_is_told_to_the_operator(running):
+def test_a_key_that_is_registered_already_is_skipped(running):
     again = running.script("operator/register.sh", "hospital-a")
 
-    assert again.ended() == 1
-    assert "not registered now (see above): hospital-a" in again.said
+    assert again.ended() == 0, again.said
+    assert "hospital-a: registered before; nothing to do" in again.said
+    assert "already in use" not in again.said
+
+
+def test_what_cannot_be_registered_is_still_an_error(running):
+    public = running.folder / "operator" / "nodes" / "damaged.pub"
+    public.write_text("no key")
+
+    refused = running.script("operator/register.sh", "hospital-a", "damaged", "nobody")
+    public.unlink()
+
+    assert refused.ended() == 1
+    assert "hospital-a: registered before" in refused.said
+    assert "Public key file 'nodes/nobody.pub' does not exist" in refused.said
+    assert "not registered now (see above): damaged nobody" in refused.said
 
 
 def test_the_doctor_finds_nothing_wrong_with_it(running):

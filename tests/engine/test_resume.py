@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import fedkd
+from fedkd import config
 from fedkd.app import going_on as module
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import locked, read_lines
@@ -257,6 +258,26 @@ def test_a_complete_run_or_no_run_is_refused(tmp_path: Path, folder: Path) -> No
     with pytest.raises(UserError, match=r"run: expected a run that was cut off, found a complete one"):
         resume(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("missing", [None, "manifest.json"])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_run_of_a_deployment_is_gone_on_with_by_the_command_that_began_it(
+    folder: Path, log: bool, missing: str | None
+) -> None:
+    own = config.load(folder / "experiment.toml").changed(**{"federation.partition": "own"})
+    (folder / "experiment.toml").write_text(own.to_toml(), encoding="utf-8")
+    if log:  # the operator's command writes it, the server does not
+        (folder / "flower.log").touch()
+    if missing:
+        (folder / missing).unlink()
+    command = "go on with: fedkd deploy run EXPERIMENT --superlink HOST:PORT --root-certificates ca.crt --server-out"
+
+    with pytest.raises(UserError) as refused:
+        resume(folder)
+
+    assert f"{command} {'FOLDER, the same as before.' if log else folder}" in str(refused.value)
+    assert ("found the operator's folder of a deployment" in str(refused.value)) == log
 
 
 def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
