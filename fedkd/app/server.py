@@ -25,6 +25,7 @@ from fedkd.app.order import in_order
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
+from fedkd.app.told import TOLD
 from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
 from fedkd.config import Experiment
@@ -119,7 +120,7 @@ class ServerSide:
             self.roster = roster_of(answers, self.federation)
             self.presence = presence.greeted(answers, self.roster)
             for line in described(self.roster):
-                LOG.info("takes part: %s", line)
+                TOLD.info("takes part: %s", line)
         self.server.clients = {key: participant.said.card for key, participant in self.roster.items()}
         self.strategy.check_clients(list(self.server.clients.values()))
         with self.server_half("setup"):
@@ -216,7 +217,7 @@ class ServerSide:
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
         afresh = [key for key, claim in sorted(accepted.items()) if claim.afresh]
         for key in afresh:
-            LOG.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
+            TOLD.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
         record = RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
         return replace(record, refused=dict(self.refused), afresh=afresh)
 
