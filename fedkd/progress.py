@@ -80,7 +80,7 @@ def _lost(failed: Mapping[str, str]) -> str:
     """Return which clients failed, and of what."""
     if not failed:
         return ""
-    clients = [f"{key} ({last_line(reason, 160)})" for key, reason in sorted(failed.items())]
+    clients = [f"{key} ({last_line(reason, 160) or 'no reason given'})" for key, reason in sorted(failed.items())]
     return f"{len(clients)} client{'s' if len(clients) > 1 else ''} failed: {first_of(clients)}"
 
 

@@ -167,7 +167,7 @@ def _store_usable(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = f"cannot use {error.filename or store}: {error.strerror or error}"
+        found = f"found: cannot use {error.filename or store}: {error.strerror or error}"
         remedy = "let the SuperNode's user write there, or name another folder as store in the node config"
         raise UserError(f"store: expected a folder that can be written, {store}, {found}; {remedy}.") from None
 

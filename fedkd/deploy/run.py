@@ -77,7 +77,7 @@ def check_deployable(experiment: Experiment) -> None:
 def unused(overrides: Iterable[str]) -> list[str]:
     """Return those keys among ``key=value`` texts that mean nothing to a deployment."""
     keys = (text.partition("=")[0].strip() for text in overrides)
-    return [key for key in keys if key in _SIMULATIONS]
+    return [key for key in dict.fromkeys(keys) if key in _SIMULATIONS]
 
 
 def run(
