@@ -81,3 +81,8 @@ def first_of(names: Sequence[str], most: int = 3) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def gist(reason: str) -> str:
+    """Return what reasons that are told once have in common: the last line, as files lie elsewhere on each machine."""
+    return last_line(reason, len(reason) + 1)

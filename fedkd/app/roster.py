@@ -13,7 +13,7 @@ from fedkd.app.told import TOLD
 from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
-from fedkd.errors import RunError, first_of
+from fedkd.errors import RunError, first_of, gist
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import card_of
 from fedkd.strategy import Strategy
@@ -111,12 +111,12 @@ def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant
 
 
 def causes_in(answers: Answers) -> dict[str, frozenset[int]]:
-    """Return why nodes take no part, in order, each reason once, and which nodes these are."""
-    refused: dict[str, dict[int, None]] = {}
+    """Return why nodes take no part, in order, and which: each reason once, with the first one's traceback."""
+    refused: dict[str, dict[int, str]] = {}
     for node, reason in answers.refused:
         if node not in answers.nodes:
-            refused.setdefault(reason, {})[node] = None
-    causes = {f"{named(nodes)}: {reason}": frozenset(nodes) for reason, nodes in refused.items()}
+            refused.setdefault(gist(reason), {})[node] = reason
+    causes = {f"{named(nodes)}: {next(iter(nodes.values()))}": frozenset(nodes) for nodes in refused.values()}
     of: dict[str, list[int]] = {}
     for node, said in sorted(answers.nodes.items()):
         of.setdefault(said.card.key, []).append(node)

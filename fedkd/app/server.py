@@ -30,7 +30,7 @@ from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.errors import RunError
+from fedkd.errors import RunError, gist
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Contract, Knowledge, KnowledgeError
 from fedkd.knowledge.codecs import codecs_named
@@ -411,10 +411,10 @@ def _noted(replies: Iterable[Message], broken: list[Exception]) -> Iterator[Mess
 
 
 def too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
-    """Say once what several clients failed of."""
-    reasons: dict[str, list[str]] = {}
+    """Say once what several clients failed of, with the first one's traceback."""
+    alike: dict[str, list[str]] = {}
     for key, reason in sorted(failed.items()):
-        reasons.setdefault(reason.strip(), []).append(key)
-    causes = "\n".join(f"{', '.join(keys)}:\n{reason}" for reason, keys in reasons.items())
+        alike.setdefault(gist(reason), []).append(key)
+    causes = "\n".join(f"{', '.join(keys)}:\n{failed[keys[0]].strip()}" for keys in alike.values())
     few = f"only {count} of at least {fewest} clients sent a usable reply" if count else "no client sent a usable reply"
     return f"round {round_}: {few}.\n{causes}"

@@ -176,6 +176,22 @@ def test_when_nobody_fits_the_run_stops_with_every_reason() -> None:
     ]
 
 
+def test_a_traceback_from_other_folders_is_the_same_failure() -> None:
+    ensure_task_identity()
+    replies = [
+        Message(Error(code=0, reason=f"Traceback\n  File /{node}/x.py\nOSError: {what}\n"), reply_to=message)
+        for node, what in ((1, "no data"), (2, "no data"), (3, "no disk"))
+        for message in [Message(pack({}), dst_node_id=node, message_type=HELLO)]
+    ]
+
+    with pytest.raises(RunError) as caught:
+        read(replies)
+
+    first, second = "Traceback\n  File /1/x.py\nOSError: no data", "Traceback\n  File /3/x.py\nOSError: no disk"
+    _, _, causes = str(caught.value).partition("\n")
+    assert causes == f"nodes 1, 2: it failed before round one:\n{first}\nnode 3: it failed before round one:\n{second}"
+
+
 def test_when_all_fail_alike_the_run_stops_with_their_traceback_once() -> None:
     ensure_task_identity()
     asked = [Message(pack({}), dst_node_id=node, message_type=HELLO) for node in range(1, 5)]
