@@ -23,7 +23,7 @@ from fedkd import config
 from fedkd.config import Experiment
 from fedkd.deploy.cli import deploy, doctor
 from fedkd.engine.interrupts import stop_in_order
-from fedkd.errors import LostSightError, RunError, UserError
+from fedkd.errors import InterruptedRunError, LostSightError, RunError, UserError
 
 if TYPE_CHECKING:
     from fedkd.engine.result import Result
@@ -135,6 +135,7 @@ def compare(
     shown = list(dict.fromkeys(variant.strategy for variant in variants))
     with (
         nullcontext(out) if out else new_folder(Path("runs") / f"{experiment.name}-compare") as folder,
+        _telling_how_to_go_on(folder),
         RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
     ):
         comparison = run_all(experiment, names, numbers, folder, progress.advance)
@@ -183,17 +184,13 @@ def _run(arguments: list[str]) -> int:
         return _say(f"error: {error.format_message().rstrip('.')}; see fedkd --help.", error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
-    except (LostSightError, _InterruptedError) as error:
+    except (LostSightError, InterruptedRunError) as error:
         return _say(str(error), LOST_SIGHT if isinstance(error, LostSightError) else INTERRUPTED)
     except RunError as error:
         return _say("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", [])]), 1)
     if code == INTERRUPTED:
-        return _say("interrupted; the rounds that finished are in the run folder", INTERRUPTED)
+        return _say("interrupted", INTERRUPTED)
     return int(code or 0)
-
-
-class _InterruptedError(Exception):
-    """A run was told to stop; the message says where it is."""
 
 
 @contextmanager
@@ -206,7 +203,7 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         there = next(folder.glob("checkpoints/round-*"), None) is not None
         if isinstance(error, KeyboardInterrupt):
             what = f"interrupted; the rounds that finished are in {folder}"
-            raise _InterruptedError(f"{what}\n{hint}" if there else what) from None
+            raise InterruptedRunError(f"{what}\n{hint}" if there else what) from None
         if there:
             error.add_note(hint)
         raise
@@ -224,12 +221,14 @@ def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list
 
 
 def _show(result: "Result", report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
-    from fedkd.tables import gains_table, run_table
+    from fedkd.tables import gains_table, outside_line, run_table
 
     if as_json:
         typer.echo(json.dumps({**result.summary, "gains": gained} if gained else result.summary))
         return
     _print(run_table(result.summary))
+    if outside := outside_line(result.summary):
+        typer.echo(outside)
     if gained:
         _print(gains_table(result.summary["strategy"], gained))
     typer.echo(f"digest  {result.digest}\nreport  {report}")

@@ -1,5 +1,6 @@
 """Progress for people: a bar on a terminal, one line per round elsewhere; always on standard error."""
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from rich.progress import (
 )
 
 from fedkd.app.history import Metrics, RoundRecord
+from fedkd.errors import first_of, last_line
 
 
 class RoundProgress:
@@ -57,16 +59,29 @@ class RoundProgress:
         """Count one finished round."""
         name = self._names[min(self._done // self._rounds, len(self._names) - 1)]
         self._done += 1
-        said = f"{name}  {_headline(record.metrics)}"
+        said, lost = f"{name}  {_headline(record.metrics)}".rstrip(), _lost(record.failed)
         self._progress.update(self._bar(name), advance=1, description=said)
         if not self._console.is_terminal:
-            lost = f"  {len(record.failed)} clients failed" if record.failed else ""
-            self._console.print(f"round {record.round}  {record.seconds:.1f} s  {said}{lost}", markup=False)
+            self.tell("  ".join(filter(None, [f"round {record.round}  {record.seconds:.1f} s  {said}", lost])))
+        elif lost:
+            self.tell(f"round {record.round}  {lost}")
+
+    def tell(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._console.print(line, markup=False)
 
     def _bar(self, name: str) -> TaskID:
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=self._rounds, completed=self._done % self._rounds)
         return self._bars[name]
+
+
+def _lost(failed: Mapping[str, str]) -> str:
+    """Return which clients failed, and of what."""
+    if not failed:
+        return ""
+    clients = [f"{key} ({last_line(reason, 160) or 'no reason given'})" for key, reason in sorted(failed.items())]
+    return f"{len(clients)} client{'s' if len(clients) > 1 else ''} failed: {first_of(clients)}"
 
 
 def _headline(metrics: Metrics | None) -> str:

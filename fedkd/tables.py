@@ -32,6 +32,12 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def outside_line(summary: Mapping[str, Any]) -> str:
+    """Return a line about the clients that took no part in a run; nothing if all did."""
+    outside = [str(line).rstrip(".") for line in summary.get("took_no_part", [])]
+    return f"took no part: {'; '.join(outside)}" if outside else ""
+
+
 def gains_table(strategy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one row per view: the clients alone, with the strategy, and the gain."""
     caption = "alone for at least as many gradient steps; gain in percentage points"

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from fedkd.compare import Comparison
 from fedkd.listings import listing
-from fedkd.tables import comparison_table, listing_table, mean_gains_table, run_table
+from fedkd.tables import comparison_table, listing_table, mean_gains_table, outside_line, run_table
 
 SCORES = {"accuracy": 0.5, "accuracy_worst10": 0.25, "nll": 1.5, "ece": 0.125, "brier": 0.75, "entropy": 2.0}
 SUMMARY = {
@@ -35,6 +35,12 @@ def test_the_final_table_shows_scores_in_their_units_and_a_dash_where_there_is_n
     assert _row(text, "clients") == ["clients", "50.0", "25.0", "1.500", "12.5", "0.750", "2.000"]
     assert _row(text, "server")[1:] == ["–"] * 6
     assert "1.50 MB up, 0.25 MB down" in text
+
+
+def test_a_line_names_who_took_no_part():
+    assert outside_line(SUMMARY) == ""
+    outside = {**SUMMARY, "took_no_part": ["node 7: no data.", "1 more of 3 clients"]}
+    assert outside_line(outside) == "took no part: node 7: no data; 1 more of 3 clients"
 
 
 def test_a_score_that_is_no_number_is_a_dash():

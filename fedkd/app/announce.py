@@ -49,11 +49,17 @@ def announce_end(announce: Announce, folder: Path) -> None:
 
 
 def announced(log: str) -> dict[str, list[dict[str, Any]]]:
-    """Return what was announced in a log, by kind and in order; a line that is not complete yet is left out."""
-    begin = _BEGIN.search(log)
+    """Return what was announced in a log, by kind (see :func:`announcements`)."""
     found: dict[str, list[dict[str, Any]]] = {}
-    if begin is None:
-        return found
-    for kind, text in re.findall(rf"^{begin[1]} (\w+) (\{{.*\}})\n", log[begin.end() :], re.MULTILINE):
-        found.setdefault(kind, []).append(json.loads(text))
+    for kind, values in announcements(log):
+        found.setdefault(kind, []).append(values)
     return found
+
+
+def announcements(log: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what was announced in a log, kind and values, in order; a line that is not complete yet is left out."""
+    begin = _BEGIN.search(log)
+    if begin is None:
+        return []
+    found = re.findall(rf"^{begin[1]} (\w+) (\{{.*\}})\n", log[begin.end() :], re.MULTILINE)
+    return [(kind, json.loads(text)) for kind, text in found]

@@ -8,7 +8,6 @@ them is in it, and it says so.
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,13 @@ from fedkd.app.history import ClientRecord, RoundRecord
 from fedkd.app.introduction import Said
 from fedkd.app.roster import Participant
 from fedkd.app.state import State, flatten, from_bytes, model_tensors, other_tensors, sync_folder, to_bytes
+from fedkd.app.told import TOLD
 from fedkd.errors import RunError, UserError
 from fedkd.knowledge import Knowledge, KnowledgeError, kind
 from fedkd.learner.base import ClientCard
 from fedkd.learner.model import Model
 from fedkd.learner.model_file import spec_of
 
-LOG = logging.getLogger("fedkd")
 FORMAT = 1
 """Number of this layout of the files."""
 KEPT = 2
@@ -183,7 +182,7 @@ def read_newest(folder: Path) -> Checkpoint:
             damaged.append(f"{path.name} ({error})")
             continue
         for reason in damaged:
-            LOG.warning("checkpoint %s is damaged; going on from %s", reason, path.name)
+            TOLD.warning("checkpoint %s is damaged; going on from %s", reason, path.name)
         return found
     what = f"only damaged ones: {'; '.join(damaged)}" if damaged else "none"
     again = f"start again with: fedkd run {folder.parent / 'experiment.toml'}"

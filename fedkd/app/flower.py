@@ -31,9 +31,10 @@ from fedkd.app.node import node_of
 from fedkd.app.punctual import ARE_YOU_THERE, Punctual
 from fedkd.app.run_folder import CHECKPOINTS, ROUNDS, new_folder, read_lines
 from fedkd.app.state import RUN_ID, FolderStates, State
-from fedkd.app.wire import Header, expect_sealed, header_of, number
+from fedkd.app.told import telling
+from fedkd.app.wire import Header, expect_sealed, header_of, number, reason_in
 from fedkd.config import Experiment
-from fedkd.data.own import Owner, build_node
+from fedkd.data.own import KEY, Owner, build_node
 from fedkd.errors import UserError
 from fedkd.flower_internals import is_simulation
 from fedkd.knowledge import KnowledgeError
@@ -52,7 +53,7 @@ def make_server_app() -> ServerApp:
         announce = announcer() if is_own(experiment) else nothing_announced
         out = str(context.run_config.get("out", ""))
         chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
-        with _log_shown(), chosen as path, opened(path, experiment) as found:
+        with _log_shown(), telling(announce), chosen as path, opened(path, experiment) as found:
             for row in read_lines(path / ROUNDS):  # of an earlier process
                 announce("round", row)
             if not found.complete:
@@ -94,11 +95,14 @@ def make_client_app() -> ClientApp:
 
     def handle(message: Message, context: Context) -> Message:
         try:
-            return _answer(message, context)
+            reply = _answer(message, context)
         except (UserError, KnowledgeError) as error:
-            return failure(message, str(error))
+            reply = failure(message, f"{_name_of(message, context)}{error}")
         except Exception:
-            return failure(message, traceback.format_exc())
+            reply = failure(message, traceback.format_exc())
+        if reply.has_error():  # the node's owner reads its log, and the server's operator another one
+            LOG.error("%s failed: %s", message.metadata.message_type, reason_in(reply))
+        return reply
 
     app.train()(handle)
     app.evaluate()(handle)
@@ -142,12 +146,37 @@ def _answer(message: Message, context: Context) -> Message:
     else:
         side, store = _client_side(experiment.model_dump_json(), None), _states_folder(context)
         key = _simulated(list(side.federation.holdings), context.node_config.get("partition-id"))
-    states = FolderStates(store / run_id)
     may_begin = afresh == run_id and message.metadata.message_type == TRAIN
-    [outcome] = side.handle([ClientTask(message, key, _state_of(states, key, header, may_begin=may_begin))])
+    with _store_usable(store):
+        states = FolderStates(store / run_id)
+        state = _state_of(states, key, header, may_begin=may_begin)
+    [outcome] = side.handle([ClientTask(message, key, state)])
     if outcome.state is not None:
-        states.put(key, number(header, "round"), outcome.state)
+        with _store_usable(store):
+            states.put(key, number(header, "round"), outcome.state)
     return outcome.reply
+
+
+@contextmanager
+def _store_usable(store: Path) -> Iterator[None]:
+    """Say in a line what is wrong with the folder of a client's states.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = f"found: cannot use {error.filename or store}: {error.strerror or error}"
+        remedy = "let the SuperNode's user write there, or name another folder as store in the node config"
+        raise UserError(f"store: expected a folder that can be written, {store}, {found}; {remedy}.") from None
+
+
+def _name_of(message: Message, context: Context) -> str:
+    """Return the client that a node acts for, as its configuration says, to begin its answer to a hello with."""
+    name = context.node_config.get("client")
+    is_known = message.metadata.message_type == HELLO and isinstance(name, str) and KEY.fullmatch(name)
+    return f"{name}: " if is_known else ""
 
 
 def _simulated(keys: list[str], number: object) -> str:

@@ -1,7 +1,6 @@
 """What a process needs to go on with a run that an earlier one began: its folder, as the earlier one left it."""
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from fedkd.app.checkpoint import generations, read_newest
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Start
 from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked, manifest, read_lines
+from fedkd.app.told import TOLD
 from fedkd.config import Experiment
 from fedkd.errors import UserError
 from fedkd.strategy.registry import complete
 
-LOG = logging.getLogger("fedkd")
 DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
 """What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
 EXPERIMENT, MANIFEST, SUMMARY = "experiment.toml", "manifest.json", "summary.json"
@@ -53,12 +52,12 @@ def opened(path: Path, experiment: Experiment) -> Iterator[Opened]:
             return
         expect_unchanged(path, experiment, "restore it, or name another folder as out")
         if (path / SUMMARY).exists():
-            LOG.info("complete, nothing is left to do: %s", path)
+            TOLD.info("complete, nothing is left to do: %s", path)
             yield Opened(RunFolder.of(path), complete=True)
             return
         start = _start(path)
         done = len(start.records) if start else 0
-        LOG.info("going on after round %d: %s", done, path)
+        TOLD.info("going on after round %d: %s", done, path)
         yield Opened(RunFolder.reopen(path, done), start)
 
 

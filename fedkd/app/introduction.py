@@ -1,18 +1,18 @@
 """What a client says of itself before round one, and what of it can be true."""
 
-import hashlib
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from itertools import zip_longest
 from typing import Any
 
 import torch
 
 import fedkd
 from fedkd.app.source_digest import source_digest
+from fedkd.app.told import TOLD
 from fedkd.app.wire import Header
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
@@ -22,9 +22,16 @@ from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
 
-LOG = logging.getLogger("fedkd")
 _MOST_SAMPLES = 10**12
 """What no client has: sums of such numbers must stay exact."""
+_REMEDIES = {
+    "version": "install the same fedkd on both",
+    "code": "install the same checkout on both, the strategy's own file included",
+    "experiment": "give both the same experiment",
+    "classes": "bring the server's commons to this node, and name the file as commons in its node config",
+    "public-set": "bring the server's commons to this node, and name the file as commons in its node config",
+}
+"""What to do where something that all parties must have in common differs."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +77,25 @@ def agreed(experiment: Experiment, federation: Federation, strategy: Strategy) -
     return {
         "version": fedkd.__version__,
         "code": source_digest(type(strategy)),
-        "experiment": _experiment_digest(experiment),
+        "experiment": common_settings(experiment),
         "classes": list(federation.classes),
         "public-set": federation.public_digest,
     }
 
 
-def _experiment_digest(experiment: Experiment) -> str:
-    """Return the SHA-256 of what both halves of a strategy go by, but for where each party finds data and device."""
+def common_settings(experiment: Experiment) -> list[str]:
+    """Return what both halves of a strategy go by, a line per key, but for where each party finds data and device."""
     where = {"data": {"name", "root", "download"}, "train": {"device"}}
     said = {"strategy", "strategies", "seed", "rounds", "data", "federation", "train", "communication"}
-    text = json.dumps(experiment.model_dump(include=said, exclude=where))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return [f"{key} = {json.dumps(value)}" for key, value in _flat(experiment.model_dump(include=said, exclude=where))]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 @lru_cache  # Python reads a package's whole description for its version
@@ -98,9 +112,17 @@ def expect_said(key: str, header: Header, expected: Mapping[str, Any]) -> None:
     """
     for name, value in expected.items():
         if header.get(name) != value:
-            raise KnowledgeError(
-                f"{key}: {name}: expected {value!r:.80} as the server has it, found {header.get(name)!r:.80}"
-            )
+            mine, theirs = _difference(value, header.get(name)) if name == "experiment" else (value, header.get(name))
+            remedy = f"; {_REMEDIES[name]}" if name in _REMEDIES else ""
+            what = f"expected {mine!r:.80} as the server has it, found {theirs!r:.80}"
+            raise KnowledgeError(f"{key}: {name}: {what}{remedy}")
+
+
+def _difference(mine: list[str], theirs: object) -> tuple[object, object]:
+    """Return the first lines that differ, or all if the other side's are no lines."""
+    if not isinstance(theirs, list):
+        return mine, theirs
+    return next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
 
 
 def read_introduction(header: Header, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Said:
@@ -158,4 +180,6 @@ def _counts(key: str, header: Header, name: str, length: int) -> list[int]:
 def _compare_libraries(key: str, header: Header) -> None:
     for name, mine in libraries().items():
         if (theirs := header.get(name)) != mine:
-            LOG.warning("%s: %s %.40r, the server has %s: bits may differ from a simulation's", key, name, theirs, mine)
+            TOLD.warning(
+                "%s: %s %.40r, the server has %s: bits may differ from a simulation's", key, name, theirs, mine
+            )

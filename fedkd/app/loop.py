@@ -1,6 +1,5 @@
 """The round loop: greet, then train and evaluate round after round, over any grid that carries Flower messages."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter, sleep
@@ -12,12 +11,13 @@ from flwr.serverapp import Grid
 from fedkd.app.checkpoint import KEPT, Snapshot
 from fedkd.app.evaluation import evaluate_messages, evaluated, take_evaluations
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
+from fedkd.app.presence import took_no_part
 from fedkd.app.server import OnCounted, ServerSide
+from fedkd.app.told import TOLD
 from fedkd.config import Experiment
 from fedkd.errors import RunError
 from fedkd.learner.model import Model
 
-LOG = logging.getLogger("fedkd")
 OnRound = Callable[[RoundRecord], None]
 OnSnapshot = Callable[[Snapshot], bool | None]
 _LOOK_SECONDS = 1.0
@@ -111,6 +111,8 @@ def run(
         if on_snapshot(snapshot):
             side.kept = [*side.kept, snapshot.versions][-KEPT:]
     summary = summarise_run(experiment.strategy, experiment.seed, records, earlier + perf_counter() - started)
+    if outside := took_no_part(side.presence, side.roster, records, experiment.federation.clients):
+        summary["took_no_part"] = outside
     return Run(summary, records, clients, dict(side.server.models), dict(side.versions))
 
 
@@ -152,21 +154,20 @@ def wait_for_nodes(grid: Grid, experiment: Experiment, known: int = 0) -> list[i
     """
     seconds, count = experiment.engine.join_timeout, known or experiment.federation.clients
     fewest = experiment.federation.min_clients or (1 if known else count)
-    deadline = monotonic() + seconds
+    deadline, told = monotonic() + seconds, -1
     while len(nodes := list(grid.get_node_ids())) < count:
         if monotonic() > deadline:
             if len(nodes) >= fewest:
-                LOG.warning(
-                    "%d of %d clients appeared within %g s; the run starts without the others",
-                    len(nodes),
-                    count,
-                    seconds,
-                )
+                what = len(nodes), count, seconds
+                TOLD.warning("%d of %d clients appeared within %g s; the run starts without the others", *what)
                 break
             at_least = "" if fewest == count else f"at least {fewest} of "
             raise RunError(
                 f"expected {at_least}{count} clients within {seconds:g} s, found {len(nodes)}; start the others."
             )
+        if len(nodes) != told:
+            told = len(nodes)
+            TOLD.info("waiting for clients: %d of %d are there", told, count)
         sleep(0.1)
     return nodes
 

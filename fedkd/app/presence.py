@@ -4,15 +4,15 @@ A client is its name. Its node may be gone for some rounds, and come back under 
 greeted again, and takes part again if it says of itself what it said before round one.
 """
 
-import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from fedkd.app.history import RoundRecord
 from fedkd.app.introduction import Said
-from fedkd.app.roster import Answers, Participant, two_of
+from fedkd.app.roster import Answers, Participant, causes_in, named, two_of
+from fedkd.app.told import TOLD
+from fedkd.errors import brief, last_line
 
-LOG = logging.getLogger("fedkd")
 NOT_THERE = "its node was not there when the round began"
 """Why a client that was drawn does not count."""
 NOBODY = 0
@@ -27,14 +27,14 @@ class Presence:
         absent: keys of the clients whose node is not there, or has not been greeted since it came back.
         asked: nodes that have not answered a hello yet.
         turned_away: nodes that are none of this run's; they are asked again only when they were gone.
-        told: why nodes take no part; each reason is told once.
+        told: why nodes take no part, and which nodes these are; each reason is told once.
         unfit: nodes whose answers did not do since the last round began, and why.
     """
 
     absent: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     turned_away: set[int] = field(default_factory=set)
-    told: dict[str, None] = field(default_factory=dict)
+    told: dict[str, frozenset[int]] = field(default_factory=dict)
     unfit: set[tuple[int, str]] = field(default_factory=set)
 
 
@@ -42,8 +42,7 @@ def greeted(answers: Answers, roster: Mapping[str, Participant]) -> Presence:
     """Return what a server knows after its first hello."""
     taken = _taken(Presence(), roster)
     refused = {node for node, _ in answers.refused} - answers.failed
-    told = dict.fromkeys(reason for _, reason in answers.refused)
-    return Presence(turned_away=(set(answers.nodes) | refused) - taken, told=told)
+    return Presence(turned_away=(set(answers.nodes) | refused) - taken, told=causes_in(answers))
 
 
 def look(presence: Presence, roster: Mapping[str, Participant], node_ids: Iterable[int]) -> list[int]:
@@ -57,7 +56,7 @@ def look(presence: Presence, roster: Mapping[str, Participant], node_ids: Iterab
     there = set(node_ids)
     gone = {key for key, participant in roster.items() if participant.node_id not in there} - presence.absent
     for key in sorted(gone):
-        LOG.warning("is not there: %s", key)
+        TOLD.warning("is not there: %s", key)
     presence.absent |= gone
     presence.asked &= there
     presence.turned_away &= there
@@ -77,18 +76,18 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
         if node not in taken:
             _refuse(presence, node, reason, counted=node not in answers.failed)
     found = {node: said for node, said in sorted(answers.nodes.items()) if node not in taken}
-    names = Counter(said.card.key for said in found.values())
     changed = dict(roster)
     for node, said in found.items():
         key = said.card.key
-        reason = _problem(said, changed.get(key), key in presence.absent, names[key])
+        nodes = {other for other, who in found.items() if who.card.key == key} | (_nodes_of(key, roster) & taken)
+        reason = _problem(said, changed.get(key), nodes)
         if reason:
             _refuse(presence, node, reason)
             presence.turned_away |= set() if key in changed else {node}
             continue
         changed[key] = replace(changed[key], node_id=node)
         presence.absent.discard(key)
-        LOG.info("takes part again: %s", key)
+        TOLD.info("takes part again: %s  (%s)", key, named([node]))
     presence.asked -= {*answers.nodes, *(node for node, _ in answers.refused)}
     return changed
 
@@ -98,15 +97,17 @@ def _taken(presence: Presence, roster: Mapping[str, Participant]) -> set[int]:
     return {participant.node_id for key, participant in roster.items() if key not in presence.absent}
 
 
-def _problem(said: Said, known: Participant | None, is_absent: bool, count: int) -> str:
-    """Return why a node is not the client that it says it is; nothing if it is."""
+def _nodes_of(key: str, roster: Mapping[str, Participant]) -> set[int]:
+    return {roster[key].node_id} if key in roster else set()
+
+
+def _problem(said: Said, known: Participant | None, nodes: Collection[int]) -> str:
+    """Return why a node is not the client that it says it is, as so many nodes do; nothing if it is."""
     key = said.card.key
     if known is None:
         return f"{key}: expected a client of this run, which began without it; it can take part in the next run"
-    if count > 1:
-        return two_of(key, count)
-    if not is_absent:
-        return two_of(key, 2)
+    if len(nodes) > 1:
+        return two_of(key, sorted(nodes))
     for name in (part.name for part in fields(Said)):
         before, now = getattr(known.said, name), getattr(said, name)
         if before != now:
@@ -116,8 +117,29 @@ def _problem(said: Said, known: Participant | None, is_absent: bool, count: int)
 
 
 def _refuse(presence: Presence, node: int, reason: str, *, counted: bool = True) -> None:
-    if reason not in presence.told:
-        presence.told[reason] = None
-        LOG.warning("a client takes no part: %s", reason)
+    line = f"{named([node])}: {reason}"
+    if line not in presence.told:
+        presence.told[line] = frozenset([node])
+        TOLD.warning("a client takes no part: %s", line)
     if counted:
         presence.unfit.add((node, reason))
+
+
+def took_no_part(
+    presence: Presence, roster: Mapping[str, Participant], records: Sequence[RoundRecord], clients: int
+) -> list[str]:
+    """Return a line about each client of which no round has counted a reply, as far as it is known.
+
+    Args:
+        presence: at the end of the run.
+        roster: who takes part, by client key.
+        records: of all rounds.
+        clients: of the federation.
+    """
+    taken = _taken(presence, roster)
+    refused = {line: nodes - taken for line, nodes in presence.told.items() if nodes - taken}
+    failed = {key: reason for record in records for key, reason in record.failed.items()}
+    counted = {key for record in records for key in record.participants}
+    lines = [*map(brief, refused), *(f"{key}: {last_line(failed[key])}" for key in sorted(failed.keys() - counted))]
+    missing = clients - len(roster) - len(frozenset().union(*refused.values()))
+    return [*lines, f"{missing}{' more' if lines else ''} of {clients} clients"] if missing > 0 else lines

@@ -1,8 +1,7 @@
 """Who takes part: what the clients say of themselves before round one."""
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,14 @@ from flwr.app import Message
 
 from fedkd.app.history import ClientRecord, Scores
 from fedkd.app.introduction import Said, agreed, expect_said, introduction, read_introduction
+from fedkd.app.told import TOLD
 from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
-from fedkd.errors import RunError
+from fedkd.errors import RunError, first_of, gist
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import card_of
 from fedkd.strategy import Strategy
-
-LOG = logging.getLogger("fedkd")
 
 
 @dataclass(frozen=True)
@@ -99,33 +97,48 @@ def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant
     """
     settings = federation.experiment.federation
     own = settings.partition == "own"
-    nodes, refused = answers.nodes, dict.fromkeys(reason for _, reason in answers.refused)  # each once, in order
-    names = Counter(said.card.key for said in nodes.values())
-    for key in sorted(key for key, count in names.items() if count > 1):
-        refused[two_of(key, names[key])] = None
-    for reason in refused:
-        LOG.warning("a client takes no part: %s", reason)
-    found = {said.card.key: Participant(said, node) for node, said in nodes.items()}
+    names = Counter(said.card.key for said in answers.nodes.values())
+    found = {said.card.key: Participant(said, node) for node, said in answers.nodes.items()}
     roster = {key: participant for key, participant in sorted(found.items()) if names[key] == 1}
     fewest = settings.min_clients or (settings.clients if own else 1)
     if len(roster) < fewest:
-        causes = "\n".join(refused) or "none answered the server's hello; are any running?"
+        causes = "\n".join(causes_in(answers)) or "none answered the server's hello; are any running?"
         few = f"only {len(roster)} of at least {fewest} clients can take part" if roster else "no client can take part"
         raise RunError(f"{few}.\n{causes}")
+    for cause in causes_in(answers):  # only here: what ends the run is said once
+        TOLD.warning("a client takes no part: %s", cause)
     return roster
 
 
-def two_of(key: str, count: int) -> str:
+def causes_in(answers: Answers) -> dict[str, frozenset[int]]:
+    """Return why nodes take no part, in order, and which: each reason once, with the first one's traceback."""
+    refused: dict[str, dict[int, str]] = {}
+    for node, reason in answers.refused:
+        if node not in answers.nodes:
+            refused.setdefault(gist(reason), {})[node] = reason
+    causes = {f"{named(nodes)}: {next(iter(nodes.values()))}": frozenset(nodes) for nodes in refused.values()}
+    of: dict[str, list[int]] = {}
+    for node, said in sorted(answers.nodes.items()):
+        of.setdefault(said.card.key, []).append(node)
+    return causes | {two_of(key, nodes): frozenset(nodes) for key, nodes in sorted(of.items()) if len(nodes) > 1}
+
+
+def named(nodes: Collection[int]) -> str:
+    """Return nodes as an operator finds them in Flower's list."""
+    return f"node{'s' if len(nodes) > 1 else ''} {first_of([str(node) for node in nodes])}"
+
+
+def two_of(key: str, nodes: Collection[int]) -> str:
     """Say that several nodes give one client's name."""
-    return f"{key}: expected one client of this name, found {count}; give each its own."
+    return f"{key}: expected one client of this name, found {len(nodes)} ({named(nodes)}); give each its own."
 
 
 def described(roster: Mapping[str, Participant]) -> list[str]:
-    """Return a line about each participant: key, architecture, view and samples."""
+    """Return a line about each participant: key, architecture, view, samples and node."""
     width = max(map(len, roster), default=0)
     return [
-        f"{key:{width}}  {card.architecture}, {card.view}, {card.num_samples} samples"
-        for key, card in ((key, participant.said.card) for key, participant in roster.items())
+        f"{key:{width}}  {card.architecture}, {card.view}, {card.num_samples} samples  ({named([participant.node_id])})"
+        for key, card, participant in ((key, one.said.card, one) for key, one in roster.items())
     ]
 
 
@@ -136,7 +149,8 @@ def _read(message: Message, common: Mapping[str, Any], federation: Federation, s
         KnowledgeError: it cannot take part; the message says why.
     """
     if message.has_error():
-        raise KnowledgeError(f"it failed before round one:\n{reason_in(message)}")
+        reason = reason_in(message)
+        raise KnowledgeError(f"it failed before round one:{chr(10) if chr(10) in reason else ' '}{reason}")
     header = header_of(message.content)
     if federation.experiment.federation.partition == "own":
         said = read_introduction(header, common, federation, strategy)

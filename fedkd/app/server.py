@@ -25,11 +25,12 @@ from fedkd.app.order import in_order
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
+from fedkd.app.told import TOLD
 from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.errors import RunError
+from fedkd.errors import RunError, gist
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Contract, Knowledge, KnowledgeError
 from fedkd.knowledge.codecs import codecs_named
@@ -60,7 +61,9 @@ class ServerSide:
         kept: the versions of the clients' states, by client key, in each checkpoint that a server may go on from.
     """
 
-    def __init__(self, experiment: Experiment, run_id: str = "", on_counted: OnCounted = lambda key, round_: None) -> None:
+    def __init__(
+        self, experiment: Experiment, run_id: str = "", on_counted: OnCounted = lambda key, round_: None
+    ) -> None:
         """Load the public data and the strategy, and refuse an experiment that the strategy cannot run.
 
         Args:
@@ -122,7 +125,7 @@ class ServerSide:
             self.roster = roster_of(answers, self.federation)
             self.presence = presence.greeted(answers, self.roster)
             for line in described(self.roster):
-                LOG.info("takes part: %s", line)
+                TOLD.info("takes part: %s", line)
         self.server.clients = {key: participant.said.card for key, participant in self.roster.items()}
         self.strategy.check_clients(list(self.server.clients.values()))
         with self.server_half("setup"):
@@ -219,7 +222,7 @@ class ServerSide:
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
         afresh = [key for key, claim in sorted(accepted.items()) if claim.afresh]
         for key in afresh:
-            LOG.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
+            TOLD.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
         record = RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
         return replace(record, refused=dict(self.refused), afresh=afresh)
 
@@ -415,10 +418,10 @@ def _noted(replies: Iterable[Message], broken: list[Exception]) -> Iterator[Mess
 
 
 def too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
-    """Say once what several clients failed of."""
-    reasons: dict[str, list[str]] = {}
+    """Say once what several clients failed of, with the first one's traceback."""
+    alike: dict[str, list[str]] = {}
     for key, reason in sorted(failed.items()):
-        reasons.setdefault(reason.strip(), []).append(key)
-    causes = "\n".join(f"{', '.join(keys)}:\n{reason}" for reason, keys in reasons.items())
+        alike.setdefault(gist(reason), []).append(key)
+    causes = "\n".join(f"{', '.join(keys)}:\n{failed[keys[0]].strip()}" for keys in alike.values())
     few = f"only {count} of at least {fewest} clients sent a usable reply" if count else "no client sent a usable reply"
     return f"round {round_}: {few}.\n{causes}"

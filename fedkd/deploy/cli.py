@@ -2,7 +2,8 @@
 
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd.deploy.transport import OVERRIDE, parse_address
-from fedkd.errors import UserError
+from fedkd.errors import InterruptedRunError, UserError
 
 deploy = typer.Typer(no_args_is_help=True, help="Set up a real deployment: certificates, keys, commands, services.")
 
@@ -96,17 +97,24 @@ def run(
     from fedkd.deploy.trust import expect_trusted
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
-    from fedkd.tables import run_table
+    from fedkd.tables import outside_line, run_table
 
     experiment = config.load(file, set_ or [])
+    for key in deployed.unused(set_ or []):
+        typer.echo(
+            f"{key}: a deployment does not use it: every client computes on its own node; leave it out", err=True
+        )
     connection = deployed.Connection.checked(superlink, root_certificates, insecure_on_purpose)
     deployed.check_deployable(experiment)
     expect_trusted(parse_address(connection.address), root_certificates)
     with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
-        with RoundProgress([experiment.strategy], experiment.rounds) as progress:
-            summary = deployed.run(experiment, connection, folder, server_out, progress.advance)
+        with RoundProgress([experiment.strategy], experiment.rounds) as progress, _telling_where(folder):
+            told = progress.advance, progress.tell
+            summary = deployed.run(experiment, connection, folder, server_out, *told)
         report = write_report(folder)
     _print(run_table(summary))
+    if outside := outside_line(summary):
+        typer.echo(outside)
     typer.echo(f"digest  {summary['digest']}\nreport  {report}\nmodels  {summary['folder']} on the SuperLink's machine")
 
 
@@ -145,6 +153,16 @@ def doctor(
     else:
         _print(findings_table(findings), 140)
     return exit_code(findings)
+
+
+@contextmanager
+def _telling_where(folder: Path) -> Iterator[None]:
+    """Say of an interrupted run what became of it, and where its results are."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        became = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
+        raise InterruptedRunError(f"{became}; the rounds that finished are in {folder}") from None
 
 
 def _print(table: Table, width: int = 120) -> None:

@@ -6,13 +6,13 @@ comes back through the run's log (see :mod:`fedkd.app.announce`).
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fedkd.app.announce import announced
+from fedkd.app.announce import announced, announcements
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import CLIENTS, FLOWER_LOG, ROUNDS, claim
 from fedkd.config import Experiment
@@ -25,6 +25,7 @@ from fedkd.strategy.registry import complete, create
 
 PATIENCE: Final = 300.0
 """Seconds for which a SuperLink that does not answer is asked again: a restart, or a broken line."""
+_SIMULATIONS: Final = {"engine.name", "engine.workers", "engine.address", "engine.gpus_per_worker"}
 _END: Final = {"manifest", "folder", "summary"}
 
 
@@ -73,12 +74,19 @@ def check_deployable(experiment: Experiment) -> None:
     create(experiment)
 
 
+def unused(overrides: Iterable[str]) -> list[str]:
+    """Return those keys among ``key=value`` texts that mean nothing to a deployment."""
+    keys = (text.partition("=")[0].strip() for text in overrides)
+    return [key for key in dict.fromkeys(keys) if key in _SIMULATIONS]
+
+
 def run(
     experiment: Experiment,
     connection: Connection,
     out: Path,
     server_out: str = "",
     on_round: Callable[[RoundRecord], None] = lambda record: None,
+    on_told: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Run an experiment on a deployment; return its summary, and ``folder``: the run folder on the SuperLink's machine.
 
@@ -88,6 +96,7 @@ def run(
         out: new or empty folder on this machine for log and results.
         server_out: run folder on the SuperLink's machine; a new one in ``runs/`` beside its files without.
         on_round: called after every round with its record.
+        on_told: called with a line about who takes part, who does not, and why.
 
     Raises:
         UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
@@ -98,16 +107,20 @@ def run(
     claim(out)
     (out / "experiment.toml").write_text(complete(experiment).to_toml(), encoding="utf-8")
     log = out / FLOWER_LOG
-    told = _Told(log, on_round)
+    told = _Told(log, on_round, on_told)
     try:
         with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
             _follow(commands, app, told.report)
     except LostSightError as error:
         raise LostSightError(f"{error}; {_what_now(server_out)}") from None
+    except RunError:
+        _raise_cause(log)
+        raise
     finally:
         said = announced(_read(log))
         _keep(said, out)
     if not said.keys() >= _END:  # Flower calls a server that ended early "completed"
+        _raise_cause(log)
         raise RunError(f"the run ended without a result; its log is {log}.")
     return {**said["summary"][-1], "folder": said["folder"][-1]["path"]}
 
@@ -115,18 +128,36 @@ def run(
 def _follow(commands: Commands, app: Path, on_poll: Callable[[], None]) -> None:
     """Submit an app and watch its run; an operator who no longer waits also stops it, so that the nodes are free again.
 
-    Ctrl-C waits while it is being submitted: the SuperLink may have started a run whose number we do not know yet.
+    Ctrl-C waits while it is being submitted: the SuperLink may have started a run whose number we do not know yet. The
+    interrupt's note says what became of the run.
     """
     run_id = ""
     try:
         with interrupts_wait():
             run_id = commands.submit(app)
         commands.watch(run_id, patience=PATIENCE, on_poll=on_poll)
-    except KeyboardInterrupt:
-        with suppress(RunError):
-            if run_id:
-                commands.ask("stop", run_id, CONNECTION)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(_stopped(commands, run_id) if run_id else "no run was started")
         raise
+
+
+def _stopped(commands: Commands, run_id: str) -> str:
+    """Stop a run at the SuperLink; return what became of it."""
+    try:
+        commands.ask("stop", run_id, CONNECTION)
+    except RunError as error:
+        return f"run {run_id} could not be stopped at the SuperLink, and may go on: {' '.join(str(error).split())}"
+    return f"run {run_id} was stopped at the SuperLink"
+
+
+def _raise_cause(log: Path) -> None:
+    """Say why the run has failed in the server's own words, if it has said so: Flower's have it twice, with traceback.
+
+    Raises:
+        RunError: the cause.
+    """
+    for values in announced(_read(log)).get("failed", [])[-1:]:
+        raise RunError(f"{values['text']}\nThe whole log is in {log}.") from None
 
 
 def _what_now(server_out: str) -> str:
@@ -137,17 +168,20 @@ def _what_now(server_out: str) -> str:
 
 
 class _Told:
-    """Tells of the rounds that a log shows finished, each once, even when the log is fetched again."""
+    """Tells what a log shows that is new, in order and each once, even when the log is fetched again."""
 
-    def __init__(self, log: Path, on_round: Callable[[RoundRecord], None]) -> None:
-        self._log, self._on_round = log, on_round
-        self._last = 0
+    def __init__(self, log: Path, on_round: Callable[[RoundRecord], None], on_told: Callable[[str], None]) -> None:
+        self._log, self._on_round, self._on_told = log, on_round, on_told
+        self._round = self._line = 0
 
     def report(self) -> None:
-        for values in announced(_read(self._log)).get("round", []):
-            if values["round"] > self._last:
-                self._last = values["round"]
+        for kind, values in announcements(_read(self._log)):
+            if kind == "round" and values["round"] > self._round:
+                self._round = values["round"]
                 self._on_round(RoundRecord(**values))
+            elif kind == "told" and values["number"] > self._line:
+                self._line = values["number"]
+                self._on_told(values["text"])
 
 
 def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:

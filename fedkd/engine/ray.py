@@ -206,9 +206,7 @@ class RayGrid(SimulationGrid[Stored]):
                 self._queues[worker].append(replies)
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
             if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
-                late = sorted(
-                    key for queue in self._queues.values() for r in queue[:1] for _, key in running[r].unit
-                )
+                late = sorted(key for queue in self._queues.values() for r in queue[:1] for _, key in running[r].unit)
                 seconds = self._experiment.engine.timeout
                 raise RunError(f"no reply within {seconds:.0f} s from {', '.join(late)}; raise engine.timeout.")
             yield from self._take(done[0], running, waiting)
@@ -252,9 +250,7 @@ class RayGrid(SimulationGrid[Stored]):
                 trained = message.metadata.message_type == TRAIN and not reply.has_error()
                 yield key, _with_records(reply, names, rows[row]), Stored(states, row) if trained else None
 
-    def _without_quarantined(
-        self, units: Sequence[Unit]
-    ) -> tuple[list[Unit], list[tuple[str, Message, None]]]:
+    def _without_quarantined(self, units: Sequence[Unit]) -> tuple[list[Unit], list[tuple[str, Message, None]]]:
         """Divide what is to be run from the failures of clients in quarantine; the others' units keep their order."""
         if not self._quarantined:
             return list(units), []

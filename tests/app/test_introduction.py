@@ -1,5 +1,6 @@
 """What a client with samples of its own says of itself: each field is checked, for the server cannot know better."""
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from flwr.app import Message
 
 from fedkd import config
 from fedkd.app.client import HELLO, ClientSide, ClientTask
-from fedkd.app.introduction import Said, _experiment_digest, agreed, introduction, libraries, read_introduction
+from fedkd.app.introduction import Said, agreed, common_settings, introduction, libraries, read_introduction
 from fedkd.app.roster import Participant, described, read_answers, roster_of
 from fedkd.app.server import ServerSide
 from fedkd.app.wire import pack
@@ -81,11 +82,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"client": None}, "client: expected a name of small letters, digits and '-', found None"),
     "a path": ({"client": "../../etc"}, "client: expected a name of small letters"),
     "a long name": ({"client": "a" * 10**6}, "client: expected a name of small letters"),
-    "version": ({"version": "9"}, "client-0: version: expected '0.1.0' as the server has it, found '9'"),
-    "code": ({"code": "0" * 64}, "client-0: code: expected"),
+    "version": (
+        {"version": "9"},
+        "client-0: version: expected '0.1.0' as the server has it, found '9'; install the same fedkd on both",
+    ),
+    "code": ({"code": "0" * 64}, "0'; install the same checkout on both, the strategy's own file included"),
     "experiment": ({"experiment": "0" * 64}, "client-0: experiment: expected"),
     "classes": ({"classes": ["0", "1"]}, "client-0: classes: expected ['0', '1', '2'"),
-    "public set": ({"public-set": "0" * 64}, "client-0: public-set: expected"),
+    "public set": (
+        {"public-set": "0" * 64},
+        "0'; bring the server's commons to this node, and name the file as commons",
+    ),
+    "a setting less": ({"experiment": ['strategy = "fedmd"']}, "expected 'seed = 0' as the server has it, found None"),
+    "no settings": ({"experiment": []}, "expected 'strategy = \"fedmd\"' as the server has it, found None"),
+    "settings of another type": (
+        {"experiment": [1, 2]},
+        "as the server has it, found 1; give both the same experiment",
+    ),
     "architecture": (
         {"architecture": "vector"},
         "client-0: architecture: expected one of federation.architectures (mlp",
@@ -135,7 +148,7 @@ def test_other_libraries_are_told_and_do_no_harm(
     ],
 )
 def test_both_sides_run_one_experiment(changes: dict[str, Any], same: bool, experiment: Experiment) -> None:
-    assert (_experiment_digest(experiment.changed(**changes)) == _experiment_digest(experiment)) == same
+    assert (common_settings(experiment.changed(**changes)) == common_settings(experiment)) == same
 
 
 def test_a_client_that_runs_with_other_settings_is_refused() -> None:
@@ -147,8 +160,32 @@ def test_a_client_that_runs_with_other_settings_is_refused() -> None:
 
     [answer] = other.handle([ClientTask(asked, "client-0", None)])
 
-    with pytest.raises(RunError, match="client-0: experiment: expected '"):
+    with pytest.raises(RunError) as caught:
         server.welcome([answer.reply])
+
+    found = "expected 'strategies = {}' as the server has it, found 'strategies.fedmd.digest_epochs = 7'"
+    assert f"client-0: experiment: {found}; give both the same experiment" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "mine", "theirs"),
+    [
+        ("train.lr", 0.25, 0.5),
+        ("seed", 0, 3),
+        ("federation.min_clients", None, 2),
+        ("communication.up", [], ["float16"]),
+    ],
+)
+def test_the_setting_that_differs_is_named(
+    key: str, mine: object, theirs: object, nodes: list[Federation], experiment: Experiment
+) -> None:
+    here, there = (experiment.changed(**{key: value}) for value in (mine, theirs))
+    said = said_by(nodes[0], experiment=common_settings(there))
+    with pytest.raises(KnowledgeError) as caught:
+        read(said, here)
+    expected = f"'{key} = {json.dumps(mine)}'"
+    found = f"'{key} = {json.dumps(theirs)}'"
+    assert f"experiment: expected {expected} as the server has it, found {found}; give" in str(caught.value)
 
 
 # --- the roster
@@ -167,9 +204,9 @@ def test_the_roster_is_what_the_clients_say(nodes: list[Federation], experiment:
     assert [participant.said.card.view for participant in roster.values()] == ["image", "image@4", "image"]
     sizes = [len(held.train) for held in build(parse(SMALL, {}, "test")).holdings.values()]
     assert described(roster) == [
-        f"client-0  mlp, image, {sizes[0]} samples",
-        f"client-1  cnn, image@4, {sizes[1]} samples",
-        f"client-2  mlp, image, {sizes[2]} samples",
+        f"client-0  mlp, image, {sizes[0]} samples  (node 9)",
+        f"client-1  cnn, image@4, {sizes[1]} samples  (node 8)",
+        f"client-2  mlp, image, {sizes[2]} samples  (node 7)",
     ]
 
 
@@ -182,7 +219,7 @@ def test_two_nodes_under_one_name_take_no_part(
     with caplog.at_level(logging.WARNING, "fedkd"):
         roster = roster_from(said, fewer)
     assert list(roster) == ["client-1", "client-2"]
-    assert "expected one client of this name, found 2" in caplog.text
+    assert "client-0: expected one client of this name, found 2 (nodes 7, 10); give each its own." in caplog.text
 
 
 def test_a_run_does_not_start_with_fewer_clients_than_it_must_have(
@@ -191,7 +228,7 @@ def test_a_run_does_not_start_with_fewer_clients_than_it_must_have(
     said = [said_by(node) for node in nodes]
     said[1]["code"] = "0" * 64
     with pytest.raises(
-        RunError, match=r"only 2 of at least 3 clients can take part\.\nclient-1: code: expected"
+        RunError, match=r"only 2 of at least 3 clients can take part\.\nnode 8: client-1: code: expected"
     ) as caught:
         roster_from(said, experiment)
     assert len(str(caught.value).splitlines()) == 2

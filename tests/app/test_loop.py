@@ -1,5 +1,6 @@
 """The round loop: who is asked, when it is measured, and that no accident of the transport shows in the result."""
 
+import logging
 import math
 import random
 from collections.abc import Iterable, Mapping
@@ -212,9 +213,24 @@ def test_a_run_starts_without_clients_that_need_not_be_there(
     monkeypatch.setattr(grid, "get_node_ids", lambda: [1, 2, 3])
 
     assert wait_for_nodes(grid, experiment.changed(**{"federation.min_clients": 3})) == [1, 2, 3]
-    assert "3 of 5 clients appeared within 0.2 s; the run starts without the others" in caplog.messages
+    told = [message for message in caplog.messages if "clients" in message]
+    assert told == ["3 of 5 clients appeared within 0.2 s; the run starts without the others"], "no level below is on"
     with pytest.raises(RunError, match=r"expected at least 4 of 5 clients within 0.2 s, found 3; start the others"):
         wait_for_nodes(grid, experiment.changed(**{"federation.min_clients": 4}))
+
+
+def test_while_it_waits_it_says_once_how_many_are_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = Experiment(strategy="local", **SMALL)
+    grid, looks = LocalGrid(experiment), [[], [], [1], [1], [1, 2, 3], [1, 2, 3, 4, 5]]
+    monkeypatch.setattr(grid, "get_node_ids", lambda: looks.pop(0))
+    monkeypatch.setattr(loop, "sleep", lambda seconds: None)
+
+    with caplog.at_level(logging.INFO, "fedkd"):
+        assert wait_for_nodes(grid, experiment) == [1, 2, 3, 4, 5]
+
+    assert caplog.messages == [f"waiting for clients: {n} of 5 are there" for n in (0, 1, 3)]
 
 
 def test_the_time_limit_of_the_experiment_reaches_the_grid() -> None:

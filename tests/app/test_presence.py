@@ -1,5 +1,6 @@
 """Nodes go and come back: a client is its name, and takes part again if it is what it was."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from fedkd.app import flower, loop, punctual
 from fedkd.app.client import HELLO, ClientSide, ClientTask
-from fedkd.app.presence import NOT_THERE
+from fedkd.app.presence import NOT_THERE, Presence, took_no_part
 from fedkd.app.run_folder import read_lines
 from fedkd.app.server import ServerSide
 from fedkd.app.state import FolderStates, State
@@ -190,7 +191,10 @@ def test_a_second_node_of_a_client_is_refused_until_the_first_is_gone(
     assert outcome(rows) == simulated(deployment, set())
     assert [row["refused"] for row in rows] == [{}, {"unfit": 1}, {"unfit": 1}, {}]
     told = [message for message in caplog.messages if "takes no part" in message]
-    assert told == ["a client takes no part: client-1: expected one client of this name, found 2; give each its own."]
+    assert told == [
+        f"a client takes no part: node {NEW}: client-1: expected one client of this name, "
+        f"found 2 (nodes {NEW}, {OLD}); give each its own."
+    ]
     assert {m.metadata.dst_node_id for m in nodes.sent if m.metadata.group_id == "4"} == {1000, NEW, 998}
 
 
@@ -284,7 +288,7 @@ def test_a_node_that_cannot_say_who_it_is_is_told_once_and_asked_again(
     rows = deployment.rows()
     assert outcome(rows) == simulated(deployment, {2, 3})
     assert [row["refused"] for row in rows] == [{}, {}, {}, {}], "an error is no claim"
-    assert len([message for message in caplog.messages if "nowhere.npz" in message]) == 1
+    assert len([message for message in caplog.messages if "part: " in message and "nowhere.npz" in message]) == 1
 
 
 # --- the server dies as well
@@ -491,3 +495,67 @@ def test_a_client_that_has_its_state_does_not_begin_anew(deployment: Deployment)
 
     assert outcome(deployment.rows()) == simulated(deployment, set())
     assert all("afresh" not in row for row in read_lines(deployment.out / "rounds.jsonl"))
+
+
+# --- who took no part
+
+
+def summary_of(deployment: Deployment) -> dict[str, Any]:
+    return dict(json.loads((deployment.out / "summary.json").read_text(encoding="utf-8")))
+
+
+def with_two(tmp_path: Path) -> Deployment:
+    return Deployment(tmp_path, {"rounds": 2, "engine.join_timeout": 0.3, "federation.min_clients": 2})
+
+
+def test_where_all_take_part_the_summary_says_nothing_of_others(deployment: Deployment) -> None:
+    deployment.serve(nodes_of(deployment, {2: [leave(OLD)], 3: [come(NEW, config_of(deployment))]}))
+
+    assert "took_no_part" not in summary_of(deployment)
+
+
+def test_a_client_without_its_data_is_named_with_its_node(tmp_path: Path) -> None:
+    deployment = with_two(tmp_path)
+    deployment.configs[OLD] = {**config_of(deployment), "data": "nowhere.npz"}
+
+    deployment.serve(nodes_of(deployment))
+
+    [line] = summary_of(deployment)["took_no_part"]
+    assert line.startswith(f"node {OLD}: it failed before round one: {VICTIM}: ")
+    assert "nowhere.npz: expected an .npz file" in line
+
+
+def test_a_client_that_never_appeared_is_counted(tmp_path: Path) -> None:
+    deployment = with_two(tmp_path)
+    nodes = nodes_of(deployment)
+    nodes.contexts.pop(OLD)
+
+    deployment.serve(nodes)
+
+    assert summary_of(deployment)["took_no_part"] == ["1 of 3 clients"]
+
+
+def test_a_client_of_which_no_reply_counted_is_named_with_the_last_reason(tmp_path: Path) -> None:
+    deployment = with_two(tmp_path)
+
+    class Dying(Moving):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            sent = list(messages)
+            if sent[0].metadata.message_type == "train":
+                self.contexts.pop(OLD, None)
+            return super().push_messages(sent)
+
+    deployment.serve(Dying(deployment.run_config(), deployment.configs))
+
+    assert [row["failed"] for row in deployment.rows()] == [{VICTIM: "Error: Node Unavailable"}, {VICTIM: NOT_THERE}]
+    assert summary_of(deployment)["took_no_part"] == [f"{VICTIM}: {NOT_THERE}"]
+
+
+def test_strangers_and_missing_clients_are_both_told() -> None:
+    told = {"node 7: Traceback\nOSError: disk": frozenset({7}), "nodes 8, 9: x": frozenset({8, 9})}
+    assert took_no_part(Presence(told=told), {}, [], 5) == [
+        "node 7: Traceback OSError: disk",
+        "nodes 8, 9: x",
+        "2 more of 5 clients",
+    ]
+    assert took_no_part(Presence(told=told), {}, [], 3) == ["node 7: Traceback OSError: disk", "nodes 8, 9: x"]

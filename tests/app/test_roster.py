@@ -89,7 +89,10 @@ BAD: dict[str, tuple[Hello, str]] = {
     "models lie": (changed(models=0), "client-1: models: expected 1"),
     "header missing": (lambda m, r: [Message(RecordDict(), reply_to=m)], "expected a record named 'header'"),
     "someone else's name": (changed(client="client-3"), "client-3: "),
-    "two of one name": (lambda m, r: [r, from_node(99, m, r)], "expected one client of this name, found 2"),
+    "two of one name": (
+        lambda m, r: [r, from_node(99, m, r)],
+        "client-1: expected one client of this name, found 2 (nodes ",
+    ),
 }
 
 
@@ -168,7 +171,25 @@ def test_when_nobody_fits_the_run_stops_with_every_reason() -> None:
     with pytest.raises(RunError, match="no client can take part") as caught:
         read(hellos({"code": "0" * 64}))
 
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == list(build(EXPERIMENT).holdings)
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()[1:]] == [
+        [f"node {node}", key] for node, key in enumerate(build(EXPERIMENT).holdings, start=7)
+    ]
+
+
+def test_a_traceback_from_other_folders_is_the_same_failure() -> None:
+    ensure_task_identity()
+    replies = [
+        Message(Error(code=0, reason=f"Traceback\n  File /{node}/x.py\nOSError: {what}\n"), reply_to=message)
+        for node, what in ((1, "no data"), (2, "no data"), (3, "no disk"))
+        for message in [Message(pack({}), dst_node_id=node, message_type=HELLO)]
+    ]
+
+    with pytest.raises(RunError) as caught:
+        read(replies)
+
+    first, second = "Traceback\n  File /1/x.py\nOSError: no data", "Traceback\n  File /3/x.py\nOSError: no disk"
+    _, _, causes = str(caught.value).partition("\n")
+    assert causes == f"nodes 1, 2: it failed before round one:\n{first}\nnode 3: it failed before round one:\n{second}"
 
 
 def test_when_all_fail_alike_the_run_stops_with_their_traceback_once() -> None:

@@ -16,6 +16,7 @@ from fedkd.app.server import ServerSide
 from fedkd.app.wire import header_of, pack
 from fedkd.config import Experiment, parse
 from fedkd.data.dividing import divide
+from fedkd.errors import RunError
 from tests.app.nodes import Nodes, read_configs, run_config
 
 SMALL: Mapping[str, Any] = {
@@ -187,3 +188,26 @@ def test_a_run_folder_keeps_the_name_of_its_run(tmp_path: Path) -> None:
     assert len(bytes.fromhex(name)) == 16
     assert RunFolder.reopen(tmp_path / "run", 0).run_id == folder.run_id == name
     assert RunFolder(tmp_path / "other", experiment).run_id != name
+
+
+@pytest.mark.parametrize("place", ["a file", "/proc/nowhere"])
+def test_a_store_that_cannot_be_written_is_one_line_to_the_operator_and_in_the_nodes_own_log(
+    place: str, deployment: Deployment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a file").write_text("no folder", encoding="utf-8")
+    if not place.startswith("/"):
+        place = str(tmp_path / place)
+    [node] = [node for node, config in deployment.configs.items() if config["client"] == VICTIM]
+    deployment.configs[node] = {**deployment.configs[node], "store": place}
+    nodes, side = deployment.nodes(), deployment.server()
+
+    with pytest.raises(RunError) as failed:
+        side.welcome(nodes.send_and_receive(side.hello_messages(nodes.get_node_ids())))
+
+    expected = f"{VICTIM}: store: expected a folder that can be written, {place}, found: cannot use {place}"
+    _, line = str(failed.value).splitlines()
+    assert line.startswith(f"node {node}: it failed before round one: {expected}")
+    assert line.endswith("or name another folder as store in the node config.")
+    [said] = [message for message in caplog.messages if "failed" in message]
+    assert said.startswith(f"query.hello failed: {expected}")
+    assert len(said.splitlines()) == 1

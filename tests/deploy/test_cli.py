@@ -98,6 +98,58 @@ def test_a_run_that_cannot_begin_leaves_no_folder(fedkd_, tmp_path, out):
     assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
 
 
+SUMMARY = {
+    **{"strategy": "fedmd", "seed": 0, "rounds": 1, "digest": "d2", "folder": "/there", "seconds": 1.0},
+    **{"bytes_up": 0, "bytes_down": 0, "took_no_part": ["node 7: it failed: no data.", "1 more of 3 clients"]},
+    "metrics": dict.fromkeys(["clients_global", "clients_local", "ensemble_global", "server_global"]),
+}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write an experiment, and let a test say what is in the place of its run."""
+    (tmp_path / "own.toml").write_text('[federation]\npartition = "own"\n', encoding="utf-8")
+    monkeypatch.setattr("fedkd.report.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(trust, "expect_trusted", lambda *given: None)
+    return lambda instead: monkeypatch.setattr(deployed, "run", instead)
+
+
+def test_a_run_ends_with_the_clients_that_took_no_part(fedkd_, own):
+    def run(experiment, connection, out, server_out, on_round, on_told):
+        on_told("takes part: a  mlp, image, 3 samples  (node 5)")
+        return SUMMARY
+
+    own(run)
+    code, out, err = fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1", "--out", "here")
+
+    assert (code, err) == (0, "takes part: a  mlp, image, 3 samples  (node 5)\n")
+    assert "\ntook no part: node 7: it failed: no data; 1 more of 3 clients\ndigest  d2\n" in out
+
+
+def test_a_key_that_a_deployment_does_not_use_is_named(fedkd_, own):
+    own(lambda *given: SUMMARY)
+
+    code, _, err = fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1", "--set", "engine.workers=2")
+
+    told = "engine.workers: a deployment does not use it: every client computes on its own node; leave it out\n"
+    assert (code, err) == (0, told)
+
+
+@pytest.mark.parametrize("notes", [["run 7 was stopped at the SuperLink"], []])
+def test_an_interrupted_run_says_what_became_of_it_and_where_its_rounds_are(fedkd_, own, notes):
+    def run(*given):
+        interrupt = KeyboardInterrupt()
+        for note in notes:
+            interrupt.add_note(note)
+        raise interrupt
+
+    own(run)
+    code, out, err = fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1", "--out", "here")
+
+    became = "".join(f"; {note}" for note in notes)
+    assert (code, out, err) == (130, "", f"interrupted{became}; the rounds that finished are in here\n")
+
+
 def test_a_log_is_explained(fedkd_, tmp_path):
     (tmp_path / "node.log").write_text("Starting Flower SuperNode\n[code: 2001] SuperNode authentication is enabled\n")
     (tmp_path / "fine.log").write_text("all is well\n")

@@ -170,9 +170,10 @@ def test_an_operator_who_interrupts_while_the_run_is_submitted_stops_it_too(flow
     made = flower(Slow)
     stop_in_order()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         deployed.run(OWN, connection(), tmp_path / "out")
 
+    assert stopped.value.__notes__ == ["run 17 was stopped at the SuperLink"]
     assert made[0].asked == [("stop", "17", "fedkd")]
     assert made[0].stopped
 
@@ -184,9 +185,10 @@ def test_a_run_that_nobody_took_is_not_stopped(flower, tmp_path):
 
     made = flower(Refusing)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         deployed.run(OWN, connection(), tmp_path / "out")
 
+    assert stopped.value.__notes__ == ["no run was started"]
     assert made[0].asked == []
 
 
@@ -201,11 +203,61 @@ def test_an_interrupted_operator_stops_the_run(flower, tmp_path):
 
     made = flower(Interrupted)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         deployed.run(OWN, connection(), tmp_path / "out")
 
+    assert stopped.value.__notes__ == ["run 17 could not be stopped at the SuperLink, and may go on: no SuperLink"]
     assert made[0].asked == [("stop", "17", "fedkd")]
     assert made[0].stopped
+
+
+def test_who_takes_part_is_told_between_the_rounds_and_each_line_once(flower, tmp_path):
+    class Talking(Flower):
+        def watch(self, run_id, patience, on_poll):
+            announce = announcer(lambda line: self.output.write(line.encode()))
+            said = [("told", {"number": 1, "text": "waiting for clients: 0 of 2 are there"})]
+            said += [("told", {"number": 2, "text": "takes part: a"}), ("round", {**ROUND, "round": 1})]
+            said += [("told", {"number": 3, "text": "is not there: a"}), ("round", {**ROUND, "round": 2})]
+            said += [("told", {"number": 4, "text": "is not there: a"})]
+            for kind, values in [*said[:2], *said]:  # a log that is fetched again
+                announce(kind, values)
+                self.output.flush()
+                on_poll()
+            self.end(announce)
+
+    flower(Talking)
+    told = []
+
+    deployed.run(OWN, connection(), tmp_path / "out", "", lambda record: told.append(record.round), told.append)
+
+    first = ["waiting for clients: 0 of 2 are there", "takes part: a"]
+    assert told == [*first, 1, "is not there: a", 2, "is not there: a"]
+
+
+@pytest.mark.parametrize("ends", [RunError("the Flower run ended as finished:failed: it raised\nTraceback"), None])
+def test_a_cause_that_the_server_has_announced_is_said_once_and_alone(flower, tmp_path, ends):
+    class Failing(Flower):
+        def end(self, announce):
+            announce("failed", {"text": "no client can take part.\nnode 7: client-1: code: expected x"})
+            self.output.flush()
+            if ends:
+                raise ends
+
+    flower(Failing)
+
+    with pytest.raises(RunError) as failed:
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    assert str(failed.value).splitlines() == [
+        "no client can take part.",
+        "node 7: client-1: code: expected x",
+        f"The whole log is in {tmp_path / 'out' / 'flower.log'}.",
+    ]
+
+
+def test_keys_that_a_deployment_does_not_use_are_known():
+    given = ["engine.workers=4", "engine.timeout=5", "engine.address = 'auto'", "rounds=3", "engine.workers=8"]
+    assert deployed.unused(given) == ["engine.workers", "engine.address"]
 
 
 @pytest.mark.parametrize(
