@@ -7,14 +7,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedkd import seeding
 from fedkd.app.introduction import agreed, introduction, libraries
 from fedkd.app.state import State, digest, flatten, model_tensors, other_tensors
 from fedkd.app.wire import (
+    COMMON,
     EXTRA,
     HEADER,
     PAYLOAD,
@@ -25,6 +25,7 @@ from fedkd.app.wire import (
     knowledge_of,
     number,
     pack,
+    sealed,
     to_arrays,
 )
 from fedkd.config import Experiment
@@ -147,11 +148,14 @@ class ClientSide:
         """Say who takes part, with what: the server refuses what does not fit."""
         _header(task)
         own = introduction(self.federation, self.strategy, task.key)
-        return Outcome(_reply(task, pack({**own, **self._common, **libraries()})))
+        records = pack({**own, **libraries()})
+        records[COMMON] = self._common
+        return Outcome(_reply(task, records))
 
     @cached_property
-    def _common(self) -> Mapping[str, Any]:
-        return agreed(self.experiment, self.federation, self.strategy)
+    def _common(self) -> ConfigRecord:
+        """What all clients of this process say alike: thousands of them need it made only once."""
+        return sealed(agreed(self.experiment, self.federation, self.strategy))
 
     def _client(self, task: ClientTask, header: Header, ask: Ask) -> Client:
         card, round_ = card_of(self.federation, task.key), number(header, "round")

@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedkd.app.history import ClientRecord, Scores
 from fedkd.app.introduction import Said, agreed, expect_said, introduction, read_introduction
 from fedkd.app.told import TOLD
-from fedkd.app.wire import HEADER, Header, expect_records, expect_sealed, header_of, reason_in
+from fedkd.app.wire import COMMON, HEADER, SEAL, Header, expect_records, expect_sealed, header_of, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError, first_of, gist
@@ -151,7 +151,8 @@ def _read(message: Message, common: Mapping[str, Any], federation: Federation, s
     if message.has_error():
         reason = reason_in(message)
         raise KnowledgeError(f"it failed before round one:{chr(10) if chr(10) in reason else ' '}{reason}")
-    header = header_of(message.content)
+    own, alike = header_of(message.content), _common_in(message.content, common)
+    header = {**alike, **own}
     if federation.experiment.federation.partition == "own":
         said = read_introduction(header, common, federation, strategy)
     else:
@@ -159,9 +160,24 @@ def _read(message: Message, common: Mapping[str, Any], federation: Federation, s
         expected, missing = introduction(federation, strategy, key), federation.holdings[key].missing
         expect_said(key, header, {**expected, **common})
         said = Said(card_of(federation, key), expected["label-counts"], missing, expected["models"])
-    expect_records(message.content, HEADER)
-    expect_sealed(header)
+    expect_records(message.content, HEADER, *([COMMON] if alike else []))
+    expect_sealed(own)
     return said
+
+
+def _common_in(records: RecordDict, common: Mapping[str, Any]) -> Header:
+    """Return what a client says that all should say alike: it may lie in a record of its own, beside the header.
+
+    Raises:
+        KnowledgeError: that record is not as its sender made it.
+    """
+    if COMMON not in records:
+        return {}
+    found = header_of(records, COMMON)
+    seal = found.pop(SEAL, None)
+    if found != common:  # the seal of what is as expected needs no look
+        expect_sealed(found if seal is None else {**found, SEAL: seal})
+    return found
 
 
 def _expect_one_of(federation: Federation, header: Header) -> str:

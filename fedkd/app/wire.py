@@ -22,7 +22,7 @@ from fedkd.flower_internals import with_content
 from fedkd.knowledge import Knowledge, KnowledgeError
 from fedkd.knowledge.codecs import Codec, decode_knowledge, encode_knowledge
 
-HEADER, PAYLOAD, EXTRA = "header", "payload", "extra"
+HEADER, COMMON, PAYLOAD, EXTRA = "header", "common", "payload", "extra"
 TENSORS: Final = "tensors"
 FORMAT: Final = "safetensors+sha256"
 SEAL: Final = "seal"
@@ -58,8 +58,8 @@ def pack(
         KnowledgeError: the payload cannot be coded.
     """
     if knowledge is None:
-        return RecordDict({HEADER: _sealed({**header, "kind": ""})})
-    config = _sealed({**header, "kind": type(knowledge).__name__})
+        return RecordDict({HEADER: sealed({**header, "kind": ""})})
+    config = sealed({**header, "kind": type(knowledge).__name__})
     tensors = knowledge.to_tensors()
     identity = tuple((name, id(tensor)) for name, tensor in tensors.items())
     packed = {} if packed is None else packed
@@ -68,7 +68,8 @@ def pack(
     return RecordDict({HEADER: config, PAYLOAD: packed[identity][1]})
 
 
-def _sealed(header: Mapping[str, Any]) -> ConfigRecord:
+def sealed(header: Mapping[str, Any]) -> ConfigRecord:
+    """Return a header with its seal, as a record."""
     return ConfigRecord({**header, SEAL: _seal(header)})
 
 
@@ -96,15 +97,15 @@ def expect_records(records: RecordDict, *names: str) -> None:
         raise KnowledgeError(f"message: expected the records {sorted(names)}, found {sorted(records)!s:.200}")
 
 
-def header_of(records: RecordDict) -> Header:
-    """Return a message's header.
+def header_of(records: RecordDict, name: str = HEADER) -> Header:
+    """Return a message's header, or another record of plain values.
 
     Raises:
         KnowledgeError: it has none.
     """
-    record = records.get(HEADER)
+    record = records.get(name)
     if not isinstance(record, ConfigRecord):
-        raise KnowledgeError(f"message: expected a record named {HEADER!r}, found {sorted(records)!s:.200}")
+        raise KnowledgeError(f"message: expected a record named {name!r}, found {sorted(records)!s:.200}")
     return dict(record.items())  # type: ignore[arg-type]  # of the record itself is several times as slow
 
 

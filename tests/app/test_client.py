@@ -13,7 +13,7 @@ from fedkd import losses, metrics
 from fedkd.app.client import EVALUATE, HELLO, TRAIN, ClientSide, ClientTask, Outcome, client_models, has_ensemble
 from fedkd.app.introduction import agreed, introduction, libraries
 from fedkd.app.state import State, digest, model_tensors
-from fedkd.app.wire import EXTRA, expect_sealed, header_of, knowledge_of, pack, to_tensors
+from fedkd.app.wire import COMMON, EXTRA, expect_sealed, header_of, knowledge_of, pack, to_tensors
 from fedkd.config import Experiment
 from fedkd.data.samples import Samples
 from fedkd.flower_internals import ensure_task_identity
@@ -263,8 +263,10 @@ def test_hello_says_what_the_server_expects() -> None:
     labels = side.federation.dataset.labels[side.federation.holdings["client-2"].train]
     assert header.pop("kind") == ""
     assert header.pop("seal")
-    own, common = introduction(side.federation, side.strategy, "client-2"), experiment_of("fml")
-    assert header == {**own, **agreed(common, side.federation, side.strategy), **libraries()}
+    assert header == {**introduction(side.federation, side.strategy, "client-2"), **libraries()}
+    alike = header_of(outcome.reply.content, COMMON)
+    assert alike.pop("seal")
+    assert alike == agreed(experiment_of("fml"), side.federation, side.strategy)
     assert header["label-counts"] == [int((labels == c).sum()) for c in range(10)]
     assert header["num-samples"] == len(labels) == sum(header["label-counts"])  # type: ignore[arg-type]
     assert header["models"] == 2

@@ -15,7 +15,7 @@ from fedkd.app.presence import NOT_THERE, Presence, took_no_part
 from fedkd.app.run_folder import read_lines
 from fedkd.app.server import ServerSide
 from fedkd.app.state import FolderStates, State
-from fedkd.app.wire import header_of, pack
+from fedkd.app.wire import COMMON, header_of, pack
 from fedkd.config import Experiment, parse
 from fedkd.data.own import Owner, build_node
 from fedkd.engine.local import LocalGrid
@@ -261,7 +261,7 @@ def test_a_node_that_comes_back_with_other_code_is_refused_by_name(
 
     def lying(side: ClientSide, task: ClientTask, ask: Any) -> Any:
         found = honest(side, task, ask)
-        header = {**header_of(found.reply.content), "code": "0" * 64}
+        header = {**header_of(found.reply.content, COMMON), **header_of(found.reply.content), "code": "0" * 64}
         return type(found)(Message(pack({k: v for k, v in header.items() if k != "seal"}), reply_to=task.message))
 
     changes: dict[int, list[Change]] = {

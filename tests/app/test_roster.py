@@ -11,7 +11,7 @@ from fedkd.app.client import HELLO
 from fedkd.app.introduction import Said, agreed, introduction
 from fedkd.app.loop import Run, run
 from fedkd.app.roster import Participant, read_answers, roster_of
-from fedkd.app.wire import HEADER, header_of, pack
+from fedkd.app.wire import COMMON, HEADER, SEAL, Header, header_of, pack, sealed
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.local import LocalGrid
@@ -53,10 +53,29 @@ class Introduced(LocalGrid):
 
 def changed(**changes: object) -> Hello:
     def hello(message: Message, reply: Message) -> Replies:
-        header = {name: value for name, value in {**header_of(reply.content), **changes}.items() if value is not None}
+        said = {**header_of(reply.content, COMMON), **header_of(reply.content), **changes}
+        header = {name: value for name, value in said.items() if value is not None}
         return [Message(RecordDict({HEADER: ConfigRecord(header)}), reply_to=message)]  # type: ignore[arg-type]
 
     return hello
+
+
+def with_common(change: Callable[[Header], ConfigRecord]) -> Hello:
+    """Change what all clients say alike, which lies in a record of its own."""
+
+    def hello(message: Message, reply: Message) -> Replies:
+        common = header_of(reply.content, COMMON)
+        return [Message(RecordDict({HEADER: reply.content[HEADER], COMMON: change(common)}), reply_to=message)]
+
+    return hello
+
+
+def plain(header: Mapping[str, Any]) -> ConfigRecord:
+    return ConfigRecord(dict(header))
+
+
+def without_seal(header: Header) -> Header:
+    return {name: value for name, value in header.items() if name != SEAL}
 
 
 def from_node(node_id: int, message: Message, reply: Message) -> Message:
@@ -74,6 +93,13 @@ BAD: dict[str, tuple[Hello, str]] = {
     "other public set": (changed(**{"public-set": "0" * 64}), "client-1: public-set: expected '"),
     "other code": (changed(code="0" * 64), "client-1: code: expected '"),
     "other version": (changed(version="9.9"), "client-1: version: expected '0.1.0' as the server has it, found '9.9'"),
+    "other code, sealed": (
+        with_common(lambda c: sealed({**without_seal(c), "code": "0"})),
+        "client-1: code: expected '",
+    ),
+    "other code, under the old seal": (with_common(lambda c: plain({**c, "code": "0"})), "a header that is as it was"),
+    "something more": (with_common(lambda c: plain({**c, "more": "0"})), "a header that is as it was"),
+    "no seal": (with_common(lambda c: plain({**without_seal(c), "code": "0"})), "a header that is as it was"),
     "public set missing": (changed(**{"public-set": None}), "client-1: public-set: expected"),
     "unknown name": (changed(client="client-7"), "the federation has no client 'client-7'"),
     "no name": (changed(client=None), "the federation has no client None"),
