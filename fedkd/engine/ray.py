@@ -8,8 +8,6 @@ what all clients receive is put there once.
 
 import logging
 import os
-import re
-import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +25,14 @@ from fedkd.app.client import TRAIN, ClientSide, ClientTask, failure
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
+from fedkd.engine.cluster import check_room, connect
 from fedkd.engine.columns import Columns, as_columns, as_rows
 from fedkd.engine.grid import SimulationGrid, Unit
-from fedkd.errors import RunError, UserError
+from fedkd.errors import RunError
 
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
-GIGA = 1e9
-WORKER_BYTES = 0.6e9
-"""Memory that a worker has for itself once torch and the small data sets are loaded (measured: 0.5 GB)."""
-CONNECT_SECONDS = 5.0
-"""Seconds that a Ray cluster may take to answer at its address."""
 QUEUE_LENGTH = 2
 """Units that a worker has been given at a time: while the driver reads the replies of one, it works on the next."""
 FEW = 16
@@ -162,13 +156,13 @@ class RayGrid(SimulationGrid[Stored]):
         self._starting: list[Any] = []
         self._far: set[Any] = set()  # workers on other nodes than the driver's
         self._quarantined: dict[tuple[str, str], str] = {}  # why, by client key and type of message
-        self._started_ray = _connect(experiment)
+        self._started_ray = connect(experiment)
         self._actor_class: Any = ray.remote(Worker).options(
             num_cpus=1, num_gpus=experiment.engine.gpus_per_worker, max_restarts=0, max_task_retries=0
         )
         self._arguments = (experiment.model_dump_json(), list(sys.path))
         try:
-            _check_room(experiment)
+            check_room(experiment, START_SECONDS)
             self._start(max(1, experiment.engine.workers))
         except BaseException:
             self._stop()
@@ -369,64 +363,3 @@ def _with_records(reply: Message, names: Sequence[str], tensors: Mapping[str, Te
 def _failures(unit: Unit, reason: str) -> Iterator[tuple[str, Message, None]]:
     for message, key in unit:
         yield key, failure(message, reason), None
-
-
-def _connect(experiment: Experiment) -> bool:
-    """Join the experiment's cluster, use a Ray that this process already runs, or start one; return whether started."""
-    if ray.is_initialized():
-        return False
-    threads = str(experiment.engine.threads)
-    environment = {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}
-    if experiment.engine.address:
-        _join(experiment.engine.address, environment)
-        return True
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; Ray warns until then
-    ray.init(
-        address="local",  # never somebody else's cluster that happens to run on this machine
-        num_cpus=max(1, experiment.engine.workers),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        runtime_env=environment,
-    )
-    return True
-
-
-def _join(address: str, environment: dict[str, Any]) -> None:
-    """Join a running cluster. Ray would wait for minutes for one that is not there, so the door is tried first.
-
-    Raises:
-        UserError: there is none at the address.
-    """
-    place = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d{1,5})", address)
-    if place is None and address != "auto":
-        raise UserError(f"engine.address: expected ray://host:port, host:port or 'auto', found {address!r}.")
-    try:
-        if place is not None:
-            socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, runtime_env=environment)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        cause = f"found none that answers: {' '.join(str(error).split())}"
-        raise UserError(f"engine.address: expected a running Ray cluster at {address!r}, {cause}.") from error
-
-
-def _check_room(experiment: Experiment) -> None:
-    """Refuse to wait for what will never be there; a cluster that is joined by address may grow."""
-    engine = experiment.engine
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    workers = max(1, engine.workers)
-    for what, needed, unit in (
-        ("CPU", workers, 1.0),
-        ("GPU", workers * engine.gpus_per_worker, 1.0),
-        ("memory", workers * WORKER_BYTES, GIGA),
-    ):
-        if needed <= has.get(what, 0):
-            continue
-        name = "GB of memory" if what == "memory" else what
-        found = f"{needed / unit:g} {name} for {workers} workers, found {has.get(what, 0) / unit:.3g}"
-        lower = "engine.workers" if what != "GPU" else "engine.workers or engine.gpus_per_worker"
-        if not engine.address:
-            raise UserError(f"engine: expected {found}; lower {lower}.")
-        LOG.warning(
-            "engine: expected %s; waiting %g s for the cluster to grow, else lower %s", found, START_SECONDS, lower
-        )
