@@ -1,6 +1,7 @@
 """What a client says of itself before round one, and what of it can be true."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,6 @@ import torch
 
 import fedkd
 from fedkd.app.source_digest import source_digest
-from fedkd.app.told import TOLD
 from fedkd.app.wire import Header
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
@@ -22,6 +22,7 @@ from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
 
+LOG = logging.getLogger("fedkd")
 _MOST_SAMPLES = 10**12
 """What no client has: sums of such numbers must stay exact."""
 _REMEDIES = {
@@ -29,6 +30,7 @@ _REMEDIES = {
     "code": "install the same checkout on both, the strategy's own file included",
     "experiment": "give both the same experiment",
     "classes": "bring the server's commons to this node, and name the file as commons in its node config",
+    "held-out": "bring the server's commons, with its test and validation samples, to this node",
     "public-set": "bring the server's commons to this node, and name the file as commons in its node config",
 }
 """What to do where something that all parties must have in common differs."""
@@ -80,6 +82,7 @@ def agreed(experiment: Experiment, federation: Federation, strategy: Strategy) -
         "experiment": common_settings(experiment),
         "classes": list(federation.classes),
         "public-set": federation.public_digest,
+        "held-out": federation.held_out_digest,
     }
 
 
@@ -180,6 +183,4 @@ def _counts(key: str, header: Header, name: str, length: int) -> list[int]:
 def _compare_libraries(key: str, header: Header) -> None:
     for name, mine in libraries().items():
         if (theirs := header.get(name)) != mine:
-            TOLD.warning(
-                "%s: %s %.40r, the server has %s: bits may differ from a simulation's", key, name, theirs, mine
-            )
+            LOG.warning("%s: %s %.40r, the server has %s: bits may differ from a simulation's", key, name, theirs, mine)

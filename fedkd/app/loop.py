@@ -136,7 +136,7 @@ def greet(grid: Grid, side: ServerSide) -> None:
         if monotonic() > deadline:
             what = f"expected at least {fewest} of {len(side.roster)} clients within {seconds:g} s, found {found}"
             missing = ", ".join(sorted(side.presence.absent))
-            causes = "\n".join(side.presence.told)
+            causes = "\n".join(side.presence.told.values())
             raise RunError(f"{what}; start {missing}, and then this run again.\n{causes}".strip())
         sleep(min(seconds, _LOOK_SECONDS))
 

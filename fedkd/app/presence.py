@@ -11,10 +11,12 @@ from fedkd.app.history import RoundRecord
 from fedkd.app.introduction import Said
 from fedkd.app.roster import Answers, Participant, causes_in, named, two_of
 from fedkd.app.told import TOLD
-from fedkd.errors import brief, last_line
+from fedkd.errors import brief, gist, last_line
 
 NOT_THERE = "its node was not there when the round began"
 """Why a client that was drawn does not count."""
+_MOST_TOLD = 1000
+"""Reasons that are told: a node that fails in another way each time, or under another number, fills no memory."""
 NOBODY = 0
 """Number of no node: that of a client that has not come back since the server began anew."""
 
@@ -27,14 +29,16 @@ class Presence:
         absent: keys of the clients whose node is not there, or has not been greeted since it came back.
         asked: nodes that have not answered a hello yet.
         turned_away: nodes that are none of this run's; they are asked again only when they were gone.
-        told: why nodes take no part, and which nodes these are; each reason is told once.
+        told: why nodes did not do, as they were told of: each node's reason once, by node and gist of the reason.
+        outside: why nodes are none of this run's, and which: those that the first hello refused, and strangers.
         unfit: nodes whose answers did not do since the last round began, and why.
     """
 
     absent: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     turned_away: set[int] = field(default_factory=set)
-    told: dict[str, frozenset[int]] = field(default_factory=dict)
+    told: dict[tuple[int, str], str] = field(default_factory=dict)
+    outside: dict[str, frozenset[int]] = field(default_factory=dict)
     unfit: set[tuple[int, str]] = field(default_factory=set)
 
 
@@ -42,7 +46,8 @@ def greeted(answers: Answers, roster: Mapping[str, Participant]) -> Presence:
     """Return what a server knows after its first hello."""
     taken = _taken(Presence(), roster)
     refused = {node for node, _ in answers.refused} - answers.failed
-    return Presence(turned_away=(set(answers.nodes) | refused) - taken, told=causes_in(answers))
+    told = {(node, gist(reason)): f"{named([node])}: {reason}" for node, reason in answers.refused}
+    return Presence(turned_away=(set(answers.nodes) | refused) - taken, told=told, outside=causes_in(answers))
 
 
 def look(presence: Presence, roster: Mapping[str, Participant], node_ids: Iterable[int]) -> list[int]:
@@ -83,7 +88,9 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
         reason = _problem(said, changed.get(key), nodes)
         if reason:
             _refuse(presence, node, reason)
-            presence.turned_away |= set() if key in changed else {node}
+            if key not in changed:
+                presence.turned_away.add(node)
+                presence.outside[f"{named([node])}: {reason}"] = frozenset([node])
             continue
         changed[key] = replace(changed[key], node_id=node)
         presence.absent.discard(key)
@@ -102,7 +109,7 @@ def _nodes_of(key: str, roster: Mapping[str, Participant]) -> set[int]:
 
 
 def _problem(said: Said, known: Participant | None, nodes: Collection[int]) -> str:
-    """Return why a node is not the client that it says it is, as so many nodes do; nothing if it is."""
+    """Return why a node is not the client that it says it is, as these nodes do; nothing if it is."""
     key = said.card.key
     if known is None:
         return f"{key}: expected a client of this run, which began without it; it can take part in the next run"
@@ -118,8 +125,8 @@ def _problem(said: Said, known: Participant | None, nodes: Collection[int]) -> s
 
 def _refuse(presence: Presence, node: int, reason: str, *, counted: bool = True) -> None:
     line = f"{named([node])}: {reason}"
-    if line not in presence.told:
-        presence.told[line] = frozenset([node])
+    if (node, gist(reason)) not in presence.told and len(presence.told) < _MOST_TOLD:
+        presence.told[node, gist(reason)] = line
         TOLD.warning("a client takes no part: %s", line)
     if counted:
         presence.unfit.add((node, reason))
@@ -136,10 +143,11 @@ def took_no_part(
         records: of all rounds.
         clients: of the federation.
     """
-    taken = _taken(presence, roster)
-    refused = {line: nodes - taken for line, nodes in presence.told.items() if nodes - taken}
     failed = {key: reason for record in records for key, reason in record.failed.items()}
     counted = {key for record in records for key in record.participants}
-    lines = [*map(brief, refused), *(f"{key}: {last_line(failed[key])}" for key in sorted(failed.keys() - counted))]
-    missing = clients - len(roster) - len(frozenset().union(*refused.values()))
+    lines = [
+        *map(brief, presence.outside),
+        *(f"{key}: {last_line(failed[key])}" for key in sorted(failed.keys() - counted)),
+    ]
+    missing = clients - len(roster) - len(frozenset().union(*presence.outside.values()))
     return [*lines, f"{missing}{' more' if lines else ''} of {clients} clients"] if missing > 0 else lines

@@ -150,7 +150,7 @@ def _read(message: Message, common: Mapping[str, Any], federation: Federation, s
     """
     if message.has_error():
         reason = reason_in(message)
-        raise KnowledgeError(f"it failed before round one:{chr(10) if chr(10) in reason else ' '}{reason}")
+        raise KnowledgeError(f"it could not say who it is:{chr(10) if chr(10) in reason else ' '}{reason}")
     own, alike = header_of(message.content), _common_in(message.content, common)
     header = {**alike, **own}
     if federation.experiment.federation.partition == "own":

@@ -147,6 +147,17 @@ class Federation:
             digest.update(self.dataset.labels[rows].numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def held_out_digest(self) -> str:
+        """SHA-256 of the test and validation samples: ordered ids, content and labels."""
+        digest = hashlib.sha256()
+        for ids in (self.splits.test, self.splits.validation):
+            rows = self.dataset.rows(ids)
+            digest.update(ids.numpy().tobytes() + self.dataset.labels[rows].numpy().tobytes())
+            for name in sorted(self.dataset.views):
+                digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def _held(self, key: str, split: str) -> Samples:
         holding = self.holdings[key]
         return self._remember((key, split), lambda: self.samples(getattr(holding, split), holding.view))

@@ -184,6 +184,15 @@ RULES: Final[Mapping[str, Rule]] = {
         "SuperNode: its version of Flower does not fit the SuperLink's: install the same one "
         "(pip install 'flwr[simulation]>=1.41,<1.42').",
     ),
+    "its client failed": Rule(
+        (r"(?:query\.hello|train|evaluate) failed: (?P<problem>[^\n]*)",),
+        "SuperNode: its client could not do what it was asked for: {problem}",
+    ),
+    "lost the SuperLink": Rule(
+        (_SUPERNODE, "SuperNode ID: ", "Connection attempt failed"),
+        "SuperLink: it was there and answers no longer: is it running? The SuperNode keeps trying.",
+        lacks=("Exit Code",),
+    ),
     "nobody answers": Rule(
         (_SUPERNODE, "Connection attempt failed"),
         "SuperLink: nobody answers at the address that this SuperNode was given: is it running, is the address right, "

@@ -77,8 +77,8 @@ for key in "$@"; do
         esac
     fi
 done
-flwr supernode list {connection}
 [ -z "$failed" ] || {{ echo "not registered now (see above):$failed" >&2; exit 1; }}
+flwr supernode list {connection}
 """
 
 _FLWR: Final = """\

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from fedkd.deploy.facts import look_at_data
 from fedkd.deploy.machine_checks import NodeFacts
-from fedkd.deploy.transport import Address, parse_address
+from fedkd.deploy.transport import LAST_PORT, Address, parse_address
 from fedkd.errors import UserError
 
 Role = Literal["SuperNode", "SuperLink", "operator"]
@@ -47,6 +47,10 @@ class Machine:
     port: int | None = None
 
 
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 1 <= int(text) <= LAST_PORT
+
+
 def read_machine(folder: Path) -> Machine:
     """Read what the scripts in a folder say.
 
@@ -56,7 +60,7 @@ def read_machine(folder: Path) -> Machine:
     start, flwr = _text(folder / "start.sh"), _text(folder / "flwr.sh")
     if found := _NODE.search(start):
         port = os.environ.get("RUNTIME_PORT", found[2])
-        return Machine("SuperNode", parse_address(found[1], "start.sh"), int(port) if port.isdigit() else int(found[2]))
+        return Machine("SuperNode", parse_address(found[1], "start.sh"), int(port) if _is_port(port) else int(found[2]))
     if found := _SUPERLINK.search(start):
         return Machine("SuperLink", Address(_HERE.get(found[1], found[1]), int(found[2])), int(found[2]))
     if found := _OPERATOR.search(flwr):

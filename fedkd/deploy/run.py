@@ -20,12 +20,14 @@ from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
 from fedkd.engine.commands import CONNECTION, Commands
 from fedkd.engine.interrupts import interrupts_wait
-from fedkd.errors import LostSightError, RunError, UserError
+from fedkd.errors import LostSightError, RunError, UserError, printable
 from fedkd.strategy.registry import complete, create
 
 PATIENCE: Final = 300.0
 """Seconds for which a SuperLink that does not answer is asked again: a restart, or a broken line."""
 _SIMULATIONS: Final = {"engine.name", "engine.workers", "engine.address", "engine.gpus_per_worker"}
+_CAUSE_LINES: Final = 60
+"""Lines of a cause that are shown: a client's traceback has some."""
 _END: Final = {"manifest", "folder", "summary"}
 
 
@@ -157,7 +159,10 @@ def _raise_cause(log: Path) -> None:
         RunError: the cause.
     """
     for values in announced(_read(log)).get("failed", [])[-1:]:
-        raise RunError(f"{values['text']}\nThe whole log is in {log}.") from None
+        lines = [printable(line, 600) for line in values["text"].splitlines()]
+        if len(lines) > _CAUSE_LINES:
+            lines = [*lines[: _CAUSE_LINES // 2], "...", *lines[-_CAUSE_LINES // 2 :]]
+        raise RunError("\n".join([*lines, f"The whole log is in {log}."])) from None
 
 
 def _what_now(server_out: str) -> str:
@@ -181,7 +186,7 @@ class _Told:
                 self._on_round(RoundRecord(**values))
             elif kind == "told" and values["number"] > self._line:
                 self._line = values["number"]
-                self._on_told(values["text"])
+                self._on_told(printable(values["text"], 1000))
 
 
 def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:

@@ -36,7 +36,7 @@ def expect_trusted(address: Address, root_certificates: Path | None) -> None:
         UserError: the file or the address given is not that of this SuperLink, or TLS stands against plain text.
         RunError: nobody answers, or the certificate has expired.
     """
-    if _by_proxy(address.host):
+    if _by_proxy(address.host, "http" if root_certificates is None else "https"):
         return
     link = facts.look_at_superlink(address, root_certificates)
     if link.error is not None:
@@ -60,5 +60,6 @@ def _line(finding: Finding) -> str:
     return f"{finding.found}; {finding.advice}"
 
 
-def _by_proxy(host: str) -> bool:
-    return "https" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
+def _by_proxy(host: str, scheme: str) -> bool:
+    """Whether Flower's client would go through a proxy, which answers in the SuperLink's place."""
+    return bool({scheme, "all"} & urllib.request.getproxies().keys()) and not urllib.request.proxy_bypass(host)

@@ -343,7 +343,7 @@ def test_our_own_resume_says_what_to_do_instead(deployment: Deployment) -> None:
         deployment.serve(nodes)
 
     with pytest.raises(
-        UserError, match=r"found one of a deployment; its clients keep their states: start its ServerApp"
+        UserError, match=r"found one of a deployment, whose clients keep their states; go on with: fedkd deploy run"
     ):
         resume(deployment.out)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,6 +187,22 @@ def test_the_setting_that_differs_is_named(
     expected = f"'{key} = {json.dumps(mine)}'"
     found = f"'{key} = {json.dumps(theirs)}'"
     assert f"experiment: expected {expected} as the server has it, found {found}; give" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_client_that_would_be_measured_on_other_samples_is_refused(
+    split: str, nodes: list[Federation], experiment: Experiment
+) -> None:
+    dataset = nodes[0].dataset
+    [row, *_] = dataset.rows(getattr(nodes[0].splits, split)).tolist()
+    labels, images = dataset.labels.clone(), dataset.views["image"].clone()
+    labels[row] = (labels[row] + 1) % 10
+    images[row] += 1.0
+
+    read(said_by(replace(nodes[0], dataset=replace(dataset))), experiment)
+    for other in (replace(dataset, labels=labels), replace(dataset, views={**dataset.views, "image": images})):
+        with pytest.raises(KnowledgeError, match=r"client-0: held-out: expected '.*; bring the server's commons"):
+            read(said_by(replace(nodes[0], dataset=other)), experiment)
 
 
 # --- the roster

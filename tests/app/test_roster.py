@@ -89,7 +89,7 @@ def failed(message: Message, reply: Message) -> Replies:
 
 COUNTS = introduction(build(EXPERIMENT), create(EXPERIMENT), VICTIM)["label-counts"]
 BAD: dict[str, tuple[Hello, str]] = {
-    "error": (failed, "it failed before round one:\nTraceback\nImportError: no torch here"),
+    "error": (failed, "it could not say who it is:\nTraceback\nImportError: no torch here"),
     "other public set": (changed(**{"public-set": "0" * 64}), "client-1: public-set: expected '"),
     "other code": (changed(code="0" * 64), "client-1: code: expected '"),
     "other version": (changed(version="9.9"), "client-1: version: expected '0.1.0' as the server has it, found '9.9'"),
@@ -215,7 +215,7 @@ def test_a_traceback_from_other_folders_is_the_same_failure() -> None:
 
     first, second = "Traceback\n  File /1/x.py\nOSError: no data", "Traceback\n  File /3/x.py\nOSError: no disk"
     _, _, causes = str(caught.value).partition("\n")
-    assert causes == f"nodes 1, 2: it failed before round one:\n{first}\nnode 3: it failed before round one:\n{second}"
+    assert causes == f"nodes 1, 2: it could not say who it is:\n{first}\nnode 3: it could not say who it is:\n{second}"
 
 
 def test_when_all_fail_alike_the_run_stops_with_their_traceback_once() -> None:

@@ -206,7 +206,7 @@ def test_a_store_that_cannot_be_written_is_one_line_to_the_operator_and_in_the_n
 
     expected = f"{VICTIM}: store: expected a folder that can be written, {place}, found: cannot use {place}"
     _, line = str(failed.value).splitlines()
-    assert line.startswith(f"node {node}: it failed before round one: {expected}")
+    assert line.startswith(f"node {node}: it could not say who it is: {expected}")
     assert line.endswith("or name another folder as store in the node config.")
     [said] = [message for message in caplog.messages if "failed" in message]
     assert said.startswith(f"query.hello failed: {expected}")

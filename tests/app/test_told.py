@@ -40,11 +40,11 @@ def test_what_is_told_is_numbered_and_announced_while_it_lasts(said: list[tuple[
 def test_a_traceback_is_told_by_its_last_line_and_logged_in_full(
     said: list[tuple[str, Mapping[str, Any]]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = "node 7: it failed before round one:\nTraceback (most recent call last):\n  File\nImportError: no torch\n"
+    text = "node 7: it could not say who it is:\nTraceback (most recent call last):\n  File\nImportError: no torch\n"
     with telling(lambda kind, values: said.append((kind, values))):
         TOLD.warning("%s", text)
 
-    assert [values["text"] for _, values in said] == ["node 7: it failed before round one: ImportError: no torch"]
+    assert [values["text"] for _, values in said] == ["node 7: it could not say who it is: ImportError: no torch"]
     assert caplog.messages == [text]
 
 

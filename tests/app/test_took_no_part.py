@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from fedkd.app.announce import announcements
 from fedkd.app.presence import NOT_THERE, Presence, took_no_part
-from tests.app.moving import (
-    NEW,
-    OLD,
-    VICTIM,
-    Moving,
-    come,
-    config_of,
-    leave,
-    nodes_of,
-)
+from tests.app.moving import NEW, OLD, VICTIM, Moving, come, config_of, leave, nodes_of
 from tests.app.nodes import Deployment
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -47,7 +39,7 @@ def test_a_client_without_its_data_is_named_with_its_node(tmp_path: Path) -> Non
     deployment.serve(nodes_of(deployment))
 
     [line] = summary_of(deployment)["took_no_part"]
-    assert line.startswith(f"node {OLD}: it failed before round one: {VICTIM}: ")
+    assert line.startswith(f"node {OLD}: it could not say who it is: {VICTIM}: ")
     assert "nowhere.npz: expected an .npz file" in line
 
 
@@ -77,11 +69,33 @@ def test_a_client_of_which_no_reply_counted_is_named_with_the_last_reason(tmp_pa
     assert summary_of(deployment)["took_no_part"] == [f"{VICTIM}: {NOT_THERE}"]
 
 
+def test_a_client_that_counted_took_part_whatever_became_of_it(deployment: Deployment) -> None:
+    lost = {**config_of(deployment), "data": "/nowhere.npz"}
+
+    deployment.serve(nodes_of(deployment, {2: [leave(OLD)], 3: [come(NEW, lost)]}))
+
+    assert VICTIM in deployment.rows()[0]["participants"]
+    assert VICTIM in deployment.rows()[3]["failed"]
+    assert "took_no_part" not in summary_of(deployment)
+
+
+def test_who_goes_and_why_is_told_to_the_operator(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {**config_of(deployment), "data": "/nowhere.npz"}
+
+    deployment.serve(nodes_of(deployment, {2: [leave(OLD)], 3: [come(NEW, other)], 4: [leave(NEW)]}))
+
+    told = [values["text"] for kind, values in announcements(capsys.readouterr().err) if kind == "told"]
+    assert [line.partition(":")[0] for line in told[:3]] == ["takes part"] * 3
+    assert told[3] == f"is not there: {VICTIM}"
+    assert told[4].startswith(f"a client takes no part: node {NEW}: it could not say who it is: {VICTIM}: ")
+    assert len(told) == 5
+
+
 def test_strangers_and_missing_clients_are_both_told() -> None:
-    told = {"node 7: Traceback\nOSError: disk": frozenset({7}), "nodes 8, 9: x": frozenset({8, 9})}
-    assert took_no_part(Presence(told=told), {}, [], 5) == [
+    outside = {"node 7: Traceback\nOSError: disk": frozenset({7}), "nodes 8, 9: x": frozenset({8, 9})}
+    assert took_no_part(Presence(outside=outside), {}, [], 5) == [
         "node 7: Traceback OSError: disk",
         "nodes 8, 9: x",
         "2 more of 5 clients",
     ]
-    assert took_no_part(Presence(told=told), {}, [], 3) == ["node 7: Traceback OSError: disk", "nodes 8, 9: x"]
+    assert took_no_part(Presence(outside=outside), {}, [], 3) == ["node 7: Traceback OSError: disk", "nodes 8, 9: x"]

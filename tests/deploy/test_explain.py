@@ -159,7 +159,6 @@ def test_the_line_names_who_it_is_about(log, part):
         "",
         "nothing of ours",
         node("INFO : SuperNode ID: 61\n" + ENDED),
-        node("INFO : SuperNode ID: 61\n" + RETRY),
         SUPERLINK.format('INFO [uvicorn.access] 10.0.0.9:3 - "POST /v1/fleet/activate-node HTTP/1.1" 200'),
     ],
 )
@@ -179,6 +178,18 @@ def test_only_the_last_start_counts():
 )
 def test_at_the_superlink_what_happened_last_counts(said, name):
     assert which(SUPERLINK.format(said)) == name
+
+
+def test_a_supernode_that_lost_its_superlink_says_so():
+    assert which(node("INFO : SuperNode ID: 61\n" + RETRY)) == "lost the SuperLink"
+
+
+def test_what_a_client_could_not_do_is_said_again():
+    log = node("INFO : SuperNode ID: 61\nquery.hello failed: client-1: a.npz: expected an .npz file, found none\n")
+
+    assert explain(log) == (
+        "SuperNode: its client could not do what it was asked for: client-1: a.npz: expected an .npz file, found none"
+    )
 
 
 def test_lines_of_a_journal_are_understood_too():

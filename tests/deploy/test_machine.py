@@ -56,6 +56,9 @@ def test_the_scripts_say_which_machine_it_is_and_whom_it_calls(made, monkeypatch
 
 
 def test_the_second_node_of_a_machine_has_the_port_that_it_will_be_started_with(made, monkeypatch):
+    for nonsense in ("99999", "0", "²", ""):
+        monkeypatch.setenv("RUNTIME_PORT", nonsense)
+        assert read_machine(made / "hospital-a").port == 9094
     monkeypatch.setenv("RUNTIME_PORT", "9095")
 
     assert read_machine(made / "hospital-a").port == 9095

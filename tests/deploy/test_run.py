@@ -255,6 +255,23 @@ def test_a_cause_that_the_server_has_announced_is_said_once_and_alone(flower, tm
     ]
 
 
+def test_a_cause_that_is_shown_moves_no_terminal_and_has_an_end(flower, tmp_path):
+    class Failing(Flower):
+        def end(self, announce):
+            announce("failed", {"text": "\n".join(["first\x1b[2J", *["x" * 2000] * 200, "last\x1b]0;owned\x07"])})
+            self.output.flush()
+
+    flower(Failing)
+
+    with pytest.raises(RunError) as failed:
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    lines = str(failed.value).splitlines()
+    assert (lines[0], lines[-2]) == ("first [2J", "last ]0;owned ")
+    assert len(lines) == 62
+    assert all(line.isprintable() and len(line) <= 600 for line in lines[:-1])
+
+
 def test_keys_that_a_deployment_does_not_use_are_known():
     given = ["engine.workers=4", "engine.timeout=5", "engine.address = 'auto'", "rounds=3", "engine.workers=8"]
     assert deployed.unused(given) == ["engine.workers", "engine.address"]

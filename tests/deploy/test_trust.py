@@ -14,7 +14,16 @@ OTHER = "unable to get local issuer certificate"
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+    for name in (
+        "https_proxy",
+        "HTTPS_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "http_proxy",
+        "HTTP_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -56,6 +65,14 @@ def test_plain_text_stands_against_tls(shows):
     shows(Link(tls=True, untrusted=OTHER, days_left=9.0))
     with pytest.raises(UserError, match="expected plain text, found TLS; give --root-certificates"):
         expect_trusted(ADDRESS, None)
+
+
+@pytest.mark.parametrize(("name", "tls"), [("ALL_PROXY", True), ("ALL_PROXY", False), ("HTTP_PROXY", False)])
+def test_flower_obeys_these_proxies_too(name, tls, shows, monkeypatch, tmp_path):
+    shows(Link(error="Connection refused"))
+    monkeypatch.setenv(name, "http://proxy.example.org:3128")
+
+    expect_trusted(Address("fed.example.org"), tmp_path / "ca.crt" if tls else None)
 
 
 def test_behind_a_proxy_flower_finds_its_own_way(shows, monkeypatch, tmp_path):
