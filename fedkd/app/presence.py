@@ -90,7 +90,8 @@ def take_back(presence: Presence, roster: Mapping[str, Participant], answers: An
             _refuse(presence, node, reason)
             if key not in changed:
                 presence.turned_away.add(node)
-                presence.outside[f"{named([node])}: {reason}"] = frozenset([node])
+                if len(presence.outside) < _MOST_TOLD:
+                    presence.outside[reason] = frozenset([node])  # once, whatever number it comes under
             continue
         changed[key] = replace(changed[key], node_id=node)
         presence.absent.discard(key)

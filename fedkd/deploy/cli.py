@@ -157,12 +157,12 @@ def doctor(
 
 @contextmanager
 def _telling_where(folder: Path) -> Iterator[None]:
-    """Say of an interrupted run what became of it, and where its results are."""
+    """Say of an interrupted run what became of it, and where what it has told is."""
     try:
         yield
     except KeyboardInterrupt as error:
         became = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
-        raise InterruptedRunError(f"{became}; the rounds that finished are in {folder}") from None
+        raise InterruptedRunError(f"{became}; what had come in by then is in {folder}") from None
 
 
 def _print(table: Table, width: int = 120) -> None:

@@ -147,7 +147,7 @@ def test_an_interrupted_run_says_what_became_of_it_and_where_its_rounds_are(fedk
     code, out, err = fedkd_("deploy", "run", "own.toml", "--superlink", "127.0.0.1", "--out", "here")
 
     became = "".join(f"; {note}" for note in notes)
-    assert (code, out, err) == (130, "", f"interrupted{became}; the rounds that finished are in here\n")
+    assert (code, out, err) == (130, "", f"interrupted{became}; what had come in by then is in here\n")
 
 
 def test_a_log_is_explained(fedkd_, tmp_path):

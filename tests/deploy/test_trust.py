@@ -14,17 +14,9 @@ OTHER = "unable to get local issuer certificate"
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    for name in (
-        "https_proxy",
-        "HTTPS_PROXY",
-        "no_proxy",
-        "NO_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-        "http_proxy",
-        "HTTP_PROXY",
-    ):
+    for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture

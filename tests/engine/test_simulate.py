@@ -18,6 +18,7 @@ from fedkd.app.history import RoundRecord
 from fedkd.app.state import MemoryStates, State
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation, build
+from fedkd.engine.local import LocalGrid
 from fedkd.engine.simulate import simulate
 from fedkd.errors import UserError
 
@@ -133,6 +134,20 @@ def test_a_clients_old_state_is_free_as_soon_as_the_new_one_counts(
     simulate(experiment_of(strategy).changed(**{"rounds": 3, "federation.architectures": ["mlp"]}))
 
     assert most == [1, 2, 3, 4, 4, 4, 4, 4, 4]  # from round two on, the old state of the client at work
+
+
+def test_at_the_end_no_state_lies_there_beside_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[LocalGrid] = []
+
+    class Seen(LocalGrid):
+        def __init__(self, experiment: Experiment) -> None:
+            super().__init__(experiment)
+            grids.append(self)
+
+    monkeypatch.setattr("fedkd.engine.local.LocalGrid", Seen)
+    assert len(simulate(experiment_of("local")).client_models) == 3
+
+    assert list(grids[0]._states._states.values()) == [{}, {}, {}]
 
 
 def test_threads_are_restored() -> None:
