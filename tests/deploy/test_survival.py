@@ -88,6 +88,7 @@ class Killing:
 
     def wait_for(self, round_: int, point: str, victims: list[str]) -> None:
         """Wait until a round has come to a point, at the victims' machines."""
+        wait_until((self.server_out / "run-id").exists, "the server has begun")
         wait_until(lambda: self.done() >= round_ - 1, f"round {round_ - 1} is done")
         if point == "record":
             wait_until(lambda: self.done() >= round_, f"round {round_} is done")
@@ -116,6 +117,13 @@ class Killing:
         wait_until(lambda: self.alive() and said.search(text_of(log)), f"a server that goes on: {log}")
         found = said.search(text_of(log))
         return int(found.group(1) or 0) if found else 0
+
+    def end(self) -> None:
+        """Interrupt what a test has not waited for, and wait until no client half is at work: the next begins alone."""
+        if self._commands and self._commands[-1].process.poll() is None:
+            self.interrupt()
+        machines = [self.here.folder / client for client in self.here.clients]
+        wait_until(lambda: not any(of_machine(m, "flwr-clientapp") for m in machines), "the client halves have ended")
 
     def interrupt(self) -> int:
         """Let the operator press Ctrl-C; return how the command ends."""
@@ -172,8 +180,17 @@ def here(tmp_path_factory):
                 kill_machine(running.folder / machine)  # a client half outlives a SuperNode that is told to stop
 
 
-def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here: Federation, tmp_path: Path) -> None:
-    killing = Killing(here, tmp_path)
+@pytest.fixture
+def killing(here: Federation, tmp_path: Path) -> Iterator[Killing]:
+    """Return a run of the federation to come; afterwards it is at rest."""
+    one = Killing(here, tmp_path)
+    try:
+        yield one
+    finally:
+        one.end()
+
+
+def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here: Federation, killing: Killing) -> None:
     killing.begin("--set", "rounds=1000")
     for kill in range(KILLS):
         victim, point = here.clients[kill % len(here.clients)], POINTS[kill % 3]
@@ -198,9 +215,10 @@ def test_nodes_that_are_killed_cost_a_round_and_come_back_with_their_state(here:
 
 
 @pytest.mark.parametrize("program", ["flwr-serverapp", ""], ids=["server half", "SuperLink"])
-def test_a_server_that_is_killed_over_and_over_is_gone_on_with(here: Federation, program: str, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_over_and_over_is_gone_on_with(
+    here: Federation, program: str, killing: Killing
+) -> None:
     """The server's half alone, or all that runs on the SuperLink's machine, as systemd does."""
-    killing = Killing(here, tmp_path)
     killing.begin()
     for kill in range(KILLS):
         round_, point = kill + 1, POINTS[kill % len(POINTS)]
@@ -221,9 +239,8 @@ def test_a_server_that_is_killed_over_and_over_is_gone_on_with(here: Federation,
     assert not any(row["failed"] for row in rows), "the end is that of a run which nobody has killed"
 
 
-def test_a_reply_that_flower_loses_is_asked_for_again(here: Federation, tmp_path: Path) -> None:
+def test_a_reply_that_flower_loses_is_asked_for_again(here: Federation, killing: Killing) -> None:
     """As on a busy machine: the SuperLink's database is locked for longer than it waits, and a SuperNode gives up."""
-    killing = Killing(here, tmp_path)
     before = {key: node.said.count(LOSS) for key, node in here.nodes.items()}
     killing.begin("--set", "rounds=3")
     killing.wait_for(2, "one state", here.clients)
@@ -233,7 +250,7 @@ def test_a_reply_that_flower_loses_is_asked_for_again(here: Federation, tmp_path
         database.execute("ROLLBACK")
     rows = killing.ended()
 
-    assert "it is sent again" in text_of(tmp_path / "out-0" / "flower.log")
+    assert "it is sent again" in text_of(killing.folder / "out-0" / "flower.log")
     assert [row["failed"] for row in rows] == [{}, {}, {}]
     as_simulated(rows)
 
