@@ -3,13 +3,15 @@
 Written against flwr 1.41. Flower is imported inside the functions, so that importing this module costs nothing.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flwr.app import Message, RecordDict
+    from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.serverapp import Grid
 
 _SERVER_ERROR = 500
+_SCALARS = {str, int, float, bool, bytes}
 
 
 def ensure_task_identity(run_id: int = 0, node_id: int = 0) -> None:
@@ -28,6 +30,29 @@ def ensure_task_identity(run_id: int = 0, node_id: int = 0) -> None:
             getattr(TaskIdentity, name)
         except RuntimeError:  # Flower's way to say: not set
             setattr(TaskIdentity, name, value)
+
+
+def config_record(values: Mapping[str, Any]) -> "ConfigRecord":
+    """Return plain values as Flower's record, without its check of each, which would be most of a small message's cost.
+
+    Args:
+        values: texts, numbers and truth values, or lists of one type of these.
+
+    Raises:
+        TypeError: one of them does not travel.
+    """
+    from flwr.app import ConfigRecord
+
+    if not all(_travels(value) for value in values.values()):
+        return ConfigRecord(dict(values))  # which says what is wrong
+    record = ConfigRecord()
+    record.__dict__["_data"].update(values)
+    return record
+
+
+def _travels(value: object) -> bool:
+    kinds = {type(item) for item in value} if isinstance(value, list) else {type(value)}
+    return len(kinds) <= 1 and kinds <= _SCALARS
 
 
 def with_content(message: "Message", content: "RecordDict") -> "Message":

@@ -1,13 +1,16 @@
 """The few contacts with Flower's non-public modules."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
-from fedkd.flower_internals import ensure_task_identity, is_server_error, is_simulation
+from fedkd.flower_internals import config_record, ensure_task_identity, is_server_error, is_simulation
 
 
 @pytest.fixture
@@ -47,3 +50,27 @@ def test_a_superlink_that_failed_itself_is_told_from_one_that_refuses(status: in
 def test_a_simulations_grid_is_told_from_a_real_one() -> None:
     assert is_simulation(InMemoryGrid.__new__(InMemoryGrid))
     assert not is_simulation(HttpGrid.__new__(HttpGrid))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"text": "a", "number": 1, "real": 0.5, "truth": True, "bytes": b"1"},
+        {"numbers": [1, 2], "texts": ["a"], "mixed": [1, True]},
+        {"of NumPy": np.float64(0.5), "reals of NumPy": [np.float64(0.5), np.float64(1)]},
+    ],
+)
+def test_a_record_without_flowers_checks_is_the_one_with_them(values: dict[str, Any]) -> None:
+    found = config_record(values)
+    assert type(found) is ConfigRecord
+    assert found == ConfigRecord(values)
+    assert found.deflate() == ConfigRecord(values).deflate()
+    assert config_record({"none": []}) == ConfigRecord({"none": []})  # which Flower cannot send
+    found["more"] = 1
+    assert "more" not in values
+
+
+@pytest.mark.parametrize("value", [None, {}, (1,), [None], [1, "a"], [[1]], 1j])
+def test_a_record_refuses_what_does_not_travel(value: object) -> None:
+    with pytest.raises(TypeError):
+        config_record({"fit": 1, "unfit": value})

@@ -56,13 +56,12 @@ class Said:
 def introduction(federation: Federation, strategy: Strategy, key: str) -> dict[str, Any]:
     """Return what an honest client says of itself alone; in a simulation the server knows it beforehand."""
     card, holding = card_of(federation, key), federation.holdings[key]
-    counts = federation.labels(holding.train).bincount(minlength=len(federation.classes))
     return {
         "client": card.key,
         "architecture": card.architecture,
         "view": card.view,
         "num-samples": card.num_samples,
-        "label-counts": counts.tolist(),
+        "label-counts": federation.label_counts[key],
         "missing": list(holding.missing.values()),
         "models": len(strategy.client_models(card)),
     }

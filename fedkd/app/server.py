@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedkd import seeding
 from fedkd.app import presence, refusals
@@ -102,8 +102,9 @@ class ServerSide:
     # -- hello ----------------------------------------------------------------------------------------------------
 
     def hello_messages(self, node_ids: Iterable[int]) -> list[Message]:
-        """Ask every node who it is."""
-        return [self.message_to(node_id, HELLO, {"round": 0}) for node_id in sorted(node_ids)]
+        """Ask every node who it is, all with the same records."""
+        records = self._records({"round": 0})
+        return [self._addressed(records, node_id, HELLO) for node_id in sorted(node_ids)]
 
     def welcome(self, replies: Iterable[Message], start: Snapshot | None = None) -> None:
         """Learn who takes part, and prepare the server.
@@ -393,11 +394,18 @@ class ServerSide:
         Raises:
             RunError: what it is to carry cannot be coded.
         """
+        return self._addressed(self._records(header, knowledge, packed), node_id, message_type)
+
+    def _records(
+        self, header: Mapping[str, Any], knowledge: Knowledge | None = None, packed: Packed | None = None
+    ) -> RecordDict:
         try:
-            records = pack({"run": self.run_id, **header}, knowledge, packed, self._down)
+            return pack({"run": self.run_id, **header}, knowledge, packed, self._down)
         except KnowledgeError as error:
             what = f"round {self.server.round}: what the clients are to receive cannot be coded: {error}"
             raise RunError(f"{what}; change communication.down.") from error
+
+    def _addressed(self, records: RecordDict, node_id: int, message_type: str) -> Message:
         return Message(records, dst_node_id=node_id, message_type=message_type, group_id=str(self.server.round))
 
 

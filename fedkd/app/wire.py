@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedkd.app.state import expect_storable, from_bytes, to_bytes
-from fedkd.flower_internals import with_content
+from fedkd.flower_internals import config_record, with_content
 from fedkd.knowledge import Knowledge, KnowledgeError
 from fedkd.knowledge.codecs import Codec, decode_knowledge, encode_knowledge
 
@@ -70,7 +70,7 @@ def pack(
 
 def sealed(header: Mapping[str, Any]) -> ConfigRecord:
     """Return a header with its seal, as a record."""
-    return ConfigRecord({**header, SEAL: _seal(header)})
+    return config_record({**header, SEAL: _seal(header)})
 
 
 def _seal(header: Mapping[str, Any]) -> str:

@@ -86,6 +86,15 @@ class Federation:
         """Return the labels of the samples with these ids, int64, shape ``(N,)``."""
         return self.dataset.labels[self.dataset.rows(ids)]
 
+    @cached_property
+    def label_counts(self) -> dict[str, list[int]]:
+        """Number of each client's training samples of each class, by client key."""
+        holdings, classes = self.holdings.values(), len(self.classes)
+        owners = torch.arange(len(holdings)).repeat_interleave(torch.tensor([len(one.train) for one in holdings]))
+        labels = self.labels(torch.cat([one.train for one in holdings]))
+        counts = (owners * classes + labels).bincount(minlength=len(holdings) * classes).reshape(-1, classes)
+        return dict(zip(self.holdings, counts.tolist(), strict=True))
+
     def private(self, key: str) -> Samples:
         """Return a client's training samples in its own view, with labels."""
         return self._held(key, "train")

@@ -93,9 +93,11 @@ def local_split(experiment: Experiment, key: str, ids: Tensor) -> tuple[Tensor, 
     Returns:
         The ids to test on, and those to train on, ascending.
     """
+    tested = 0 if experiment.data.split_by == "group" else round(experiment.data.local_test * len(ids))
+    if not tested:
+        return ids[:0], ids
     source = seeding.generator(experiment.seed, "local test", key)
     shuffled = ids[torch.randperm(len(ids), generator=source)]
-    tested = 0 if experiment.data.split_by == "group" else round(experiment.data.local_test * len(shuffled))
     return shuffled[:tested].sort().values, shuffled[tested:].sort().values
 
 

@@ -7,6 +7,7 @@ transforms, each behind an ``@`` and applied left to right; :mod:`fedkd.data.tra
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,6 +33,7 @@ class Part:
     steps: tuple[Step, ...]
 
 
+@lru_cache  # asked once for every client
 def parse(name: str) -> tuple[Part, ...]:
     """Split a view's name into its parts.
 

@@ -181,6 +181,14 @@ def test_samples_have_the_inputs_and_labels_of_their_ids(make: Make, dtype: str)
     assert torch.equal(test.inputs, raw(federation, "sound")[test.ids].to(test.inputs))
 
 
+def test_label_counts_are_those_of_each_clients_training_samples(make: Make) -> None:
+    federation = make(federation__partition="dirichlet", federation__alpha=0.3, federation__min_samples=2)
+    assert list(federation.label_counts) == list(federation.holdings)
+    for key, held in federation.holdings.items():
+        labels = [number % CLASSES for number in held.train.tolist()]
+        assert federation.label_counts[key] == [labels.count(label) for label in range(CLASSES)]
+
+
 def test_pooled_samples_are_all_shards_without_test_splits(make: Make) -> None:
     federation = make()
     pooled = federation.pooled("sound")
