@@ -43,15 +43,16 @@ def config_record(values: Mapping[str, Any]) -> "ConfigRecord":
     """
     from flwr.app import ConfigRecord
 
-    if not all(_travels(value) for value in values.values()):
+    kinds = {type(value) for value in values.values()}
+    if not (kinds <= _SCALARS | {list} and all(_alike(value) for value in values.values() if type(value) is list)):
         return ConfigRecord(dict(values))  # which says what is wrong
     record = ConfigRecord()
     record.__dict__["_data"].update(values)
     return record
 
 
-def _travels(value: object) -> bool:
-    kinds = {type(item) for item in value} if isinstance(value, list) else {type(value)}
+def _alike(values: list[Any]) -> bool:
+    kinds = {type(value) for value in values}
     return len(kinds) <= 1 and kinds <= _SCALARS
 
 

@@ -56,7 +56,7 @@ def test_a_simulations_grid_is_told_from_a_real_one() -> None:
     "values",
     [
         {"text": "a", "number": 1, "real": 0.5, "truth": True, "bytes": b"1"},
-        {"numbers": [1, 2], "texts": ["a"], "mixed": [1, True]},
+        {"numbers": [1, 2], "texts": ["a"]},
         {"of NumPy": np.float64(0.5), "reals of NumPy": [np.float64(0.5), np.float64(1)]},
     ],
 )
