@@ -46,7 +46,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 ROUNDS = {"flower": 4, "one-by-one": 12, "cohorts": 40, "ideal": 12}
 MANY = {"1000": 1000, "10000": 10000}
 """Clients of the cases for which there are not enough digits: 17 noisy ones each."""
-FEWER = {"fashion": 5, "1000": 6, "10000": 4}
+FEWER = {"fashion": 9, "1000": 6, "10000": 4}
 
 
 def experiment_of(case: str, engine: str, root: str | None) -> Experiment:

@@ -1,7 +1,8 @@
 """How a round grows with the clients: seconds and memory from 100 to 10,000, in process and on one or two workers.
 
 Every client holds 17 digits of 8x8 pixels; FedAvg, ``cnn``, one epoch in batches of 4, in cohorts. Ratios are measured
-in one run. The first reply counts from the call, when all is imported, to the first reply that the server reads.
+in one run. The first reply counts from the call to the first reply that the server reads. All that this process imports
+it has imported before, torch's compiler too, which torch itself asks for in the first vectorised step.
 
     python benchmarks/scaling.py                    # ten minutes
     python benchmarks/scaling.py --clients 100 1000 --workers 0 --json
@@ -30,6 +31,8 @@ def measure(clients: int, workers: int) -> dict[str, float]:
 
     if workers:
         import fedkd.engine.ray  # noqa: F401 - what follows is timed without it
+    else:
+        import torch._dynamo  # noqa: F401
 
     arrivals: list[float] = []
     read = server.read_reply

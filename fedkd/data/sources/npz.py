@@ -174,6 +174,8 @@ def _as_view(where: str, array: Array) -> Tensor:
 
 
 def _as_float32(where: str, array: Array) -> Tensor:
+    if array.dtype == np.float32:
+        return torch.from_numpy(array)
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
     if (lost := np.isinf(values) & np.isfinite(array)).any():
