@@ -37,7 +37,7 @@ from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
-from fedkd.strategy.base import check_fits, expect_knowledge, expect_payload, expect_tensors
+from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 
 LOG = logging.getLogger("fedkd")
@@ -169,16 +169,20 @@ class ServerSide:
         self.presence.unfit = set()
         packed: Packed = {}
         self._drawn = self._participants(round_)
-        for key in self._drawn:
-            if key in self.presence.absent:
-                continue
-            with self.server_half(f"download {key}"):
-                download = self.strategy.download(self.server, self.server.clients[key], self._common)
-                if download is not None:
-                    expect_payload("download", download, self.strategy.card.down)
+        for key, download in self._downloads(key for key in self._drawn if key not in self.presence.absent):
             messages.append(self.message_to(self.roster[key].node_id, TRAIN, self.header_for(key), download, packed))
             _count(self._sent, download, messages[-1])
         return messages
+
+    def _downloads(self, keys: Iterable[str]) -> Iterator[tuple[str, Knowledge | None]]:
+        """Yield what each client receives; a method that chooses it in its own way does so on a seed for each."""
+        draws = type(self.strategy).download is not Strategy.download
+        for key in keys:
+            with self.server_half(f"download {key}") if draws else self._blamed_on_the_strategy():
+                download = self.strategy.download(self.server, self.server.clients[key], self._common)
+                if download is not None:
+                    expect_payload("download", download, self.strategy.card.down)
+            yield key, download
 
     def take_replies(self, messages: Iterable[Message], replies: Iterable[Message]) -> RoundRecord:
         """Check the replies of a round, and let the strategy turn them into knowledge.
@@ -324,6 +328,11 @@ class ServerSide:
     def server_half(self, purpose: str) -> Iterator[None]:
         """Run a piece of the strategy's server half, on its own seed: a mistake ends the run, with its traceback."""
         seeding.seed_everything(seeding.derive_seed(self.server.seed, purpose))
+        with self._blamed_on_the_strategy():
+            yield
+
+    @contextmanager
+    def _blamed_on_the_strategy(self) -> Iterator[None]:
         try:
             yield
         except RunError:

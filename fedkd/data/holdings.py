@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Holding:
     having: Mapping[str, Tensor]
     dealt: Tensor
 
-    @property
+    @cached_property
     def missing(self) -> dict[str, int]:
         """Number of its private training samples that lack a view, for each of the views that it holds."""
         return {view: len(self.dealt) - len(ids) for view, ids in self.having.items()}
