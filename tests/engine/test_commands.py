@@ -10,6 +10,7 @@ import pytest
 from fedkd.engine import commands as module
 from fedkd.engine.commands import CONNECTION, Commands
 from fedkd.errors import LostSightError, RunError
+from tests.engine.processes import wait_until
 
 FAKE = """#!/bin/sh
 fails() { left=$(cat "$FAKE_LOG.$1" 2>/dev/null || echo 0); echo $((left - 1)) > "$FAKE_LOG.$1"; [ "$left" -gt 0 ]; }
@@ -154,7 +155,10 @@ def test_nothing_is_left(fake, tmp_path):
 
 
 def environment(pid: int) -> list[str]:
-    return [line for line in Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0") if "=" in line]
+    """Return a program's environment, which is empty for a moment when it begins."""
+    file = Path(f"/proc/{pid}/environ")
+    assert wait_until(lambda: bool(file.read_bytes()), 10.0) is not None
+    return [line for line in file.read_bytes().decode().split("\0") if "=" in line]
 
 
 def test_the_commands_never_join_a_running_cluster_nor_report_home(fake, commands, monkeypatch):
