@@ -89,6 +89,8 @@ class Federation:
     @cached_property
     def label_counts(self) -> dict[str, list[int]]:
         """Number of each client's training samples of each class, by client key."""
+        if not self.holdings:
+            return {}
         holdings, classes = self.holdings.values(), len(self.classes)
         owners = torch.arange(len(holdings)).repeat_interleave(torch.tensor([len(one.train) for one in holdings]))
         labels = self.labels(torch.cat([one.train for one in holdings]))
