@@ -2,7 +2,7 @@
 
 Every client holds 17 digits of 8x8 pixels; FedAvg, ``cnn``, one epoch in batches of 4, in cohorts. Ratios are measured
 in one run. The first reply counts from the call to the first reply that the server reads. In process, torch's
-compiler is imported before, which torch asks for in the first vectorised step; on Ray each worker's import of it counts.
+compiler is imported before, which torch asks for in the first vectorised step; on Ray each worker's import counts.
 
     python benchmarks/scaling.py                    # ten minutes
     python benchmarks/scaling.py --clients 100 1000 --workers 0 --json
