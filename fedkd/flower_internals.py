@@ -36,7 +36,7 @@ def config_record(values: Mapping[str, Any]) -> "ConfigRecord":
     """Return plain values as Flower's record, without its check of each, which would be most of a small message's cost.
 
     Args:
-        values: texts, numbers and truth values, or lists of one type of these.
+        values: texts, numbers, truth values and bytes, or lists of one type of these, by names that are texts.
 
     Raises:
         TypeError: one of them does not travel.

@@ -150,12 +150,7 @@ class Federation:
     def public_digest(self) -> str:
         """SHA-256 of the public-set contract: ordered ids, content, class list, and the labels if they are public."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        digest.update(self.splits.public.numpy().tobytes())
-        rows = self.dataset.rows(self.splits.public)
-        for name in sorted(self.dataset.views):
-            digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
-        if self.experiment.data.public_labels:
-            digest.update(self.dataset.labels[rows].numpy().tobytes())
+        self._add(digest, self.splits.public, labels=self.experiment.data.public_labels)
         return digest.hexdigest()
 
     @cached_property
@@ -163,11 +158,16 @@ class Federation:
         """SHA-256 of the test and validation samples: ordered ids, content and labels."""
         digest = hashlib.sha256()
         for ids in (self.splits.test, self.splits.validation):
-            rows = self.dataset.rows(ids)
-            digest.update(ids.numpy().tobytes() + self.dataset.labels[rows].numpy().tobytes())
-            for name in sorted(self.dataset.views):
-                digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
+            self._add(digest, ids, labels=True)
         return digest.hexdigest()
+
+    def _add(self, digest: "hashlib._Hash", ids: Tensor, *, labels: bool) -> None:
+        rows = self.dataset.rows(ids)
+        digest.update(ids.numpy().tobytes())
+        for name in sorted(self.dataset.views):
+            digest.update(name.encode() + self.dataset.views[name][rows].contiguous().numpy().tobytes())
+        if labels:
+            digest.update(self.dataset.labels[rows].numpy().tobytes())
 
     def _held(self, key: str, split: str) -> Samples:
         holding = self.holdings[key]

@@ -13,6 +13,7 @@ from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
 from fedkd.errors import RunError
 from fedkd.knowledge import SoftLabels
+from fedkd.learner.base import ClientCard
 from fedkd.learner.model import fresh
 from fedkd.learner.server import Reply, Server
 from fedkd.strategy import Strategy
@@ -164,6 +165,27 @@ def test_what_the_server_half_draws_depends_on_the_seed_alone(
     assert len(digests) == 1
     other = experiment.changed(seed=5)
     assert run(LocalGrid(other), other).summary["digest"] not in digests
+
+
+def test_what_a_download_draws_depends_on_its_client_alone(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[dict[tuple[int, str], list[float]]] = []
+    for more in (0, 5):
+
+        def draws(
+            self: Strategy, server: Server, client: ClientCard, common: SoftLabels | None, more: int = more
+        ) -> SoftLabels | None:
+            runs[-1][server.round, client.key] = torch.randn(3).tolist()
+            torch.randn(more)  # must not reach the next client
+            return common
+
+        runs.append({})
+        monkeypatch.setattr(FedMD, "download", draws)
+        run(LocalGrid(experiment), experiment)
+
+    assert runs[0] == runs[1]
+    assert len({tuple(values) for values in runs[0].values()}) == len(runs[0]) > 2
 
 
 # -- a strategy's mistakes on the server
