@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedkd.learner.fit import answer, batches, join, loss_of, split, teacher_tensors
+from fedkd.learner.fit import answer, batches, join, loss_of, small_steps, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.traced import traced
-from fedkd.learner.worth import vectorisable, worth_it
+from fedkd.learner.worth import vectorisable
 
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
@@ -43,8 +43,7 @@ def answer_together(requests: Sequence[Request]) -> list[Answer]:
 def pays(request: Fit) -> bool:
     """Whether clients with this request are trained together: their models allow it, and their steps are small."""
     models = [*request.models.values(), *request.teachers.values()]
-    together = all(vectorisable(model.spec, autocast=request.autocast) for model in models)
-    return together and worth_it([m.spec for m in models], request.batch_size, request.samples.inputs.device)
+    return small_steps(request) and all(vectorisable(model.spec, autocast=request.autocast) for model in models)
 
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:

@@ -1,18 +1,29 @@
-"""Answer one request of one client: the plain loop that everything vectorised is held against."""
+"""Answer one request of one client: the plain loop that everything vectorised is held against.
 
-from collections.abc import Mapping
+Where a CPU has much to do for a batch, the weights of convolutions lie *channels last*: torch's kernels want them so.
+"""
+
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedkd.learner.model import BoundNetwork, Model, Network
 from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
+from fedkd.learner.worth import multiplications, worth_it
 from fedkd.losses import values_unchecked
+from fedkd.models import ModelSpec
 from fedkd.seeding import derive_seed, seed_torch
 
+T = TypeVar("T")
+Arranged = Callable[[Tensors], Tensors]
 PREDICT_ROWS = 1024
+FEWEST_ROWS = 64
+LARGEST_PREDICTION = 2.5e8
+"""Multiplications for which a CPU predicts at a time: with more, what comes of each layer no longer fits its caches."""
+_WEIGHT_AXES = 4  # output channels, input channels, height, width
 
 
 def batches(samples: int, epochs: int, batch_size: int, seed: int) -> list[Tensor]:
@@ -41,16 +52,42 @@ def fit(request: Fit) -> dict[str, Model]:
     """Train the request's models, and return them by name; the given models stay as they are."""
     inputs = request.samples.inputs
     devices = [inputs.device] if inputs.is_cuda else []
+    large = inputs.device.type == "cpu" and not (request.autocast or small_steps(request))
     with torch.enable_grad(), torch.random.fork_rng(devices=devices), values_unchecked():
-        seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
-        return _loop(request)
+        return _laid_out(lambda arranged: _loop(request, arranged), large)
 
 
-def _loop(request: Fit) -> dict[str, Model]:
+def small_steps(request: Fit) -> bool:
+    """Whether the request's steps are small: faster when many clients' are taken together."""
+    models = [*request.models.values(), *request.teachers.values()]
+    return worth_it([model.spec for model in models], request.batch_size, request.samples.inputs.device)
+
+
+def _laid_out(compute: Callable[[Arranged], T], large: bool) -> T:
+    """Compute with weights that are arranged channels last if there is much to do.
+
+    A model or objective that takes a ``view`` of images so arranged gets them as usual.
+    """
+    if large:
+        try:
+            return compute(_channels_last)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+    return compute(dict)
+
+
+def _channels_last(tensors: Tensors) -> dict[str, Tensor]:
+    last = torch.channels_last
+    return {name: t.contiguous(memory_format=last) if t.dim() == _WEIGHT_AXES else t for name, t in tensors.items()}
+
+
+def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
+    seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
     parameters, buffers = split(request.models)
-    parameters = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in arranged(parameters).items()}
     buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    networks = _bound(request, {**parameters, **buffers})
+    networks = _bound(request, {**parameters, **buffers}, arranged)
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
     for step, rows in enumerate(schedule, start=1):
@@ -58,7 +95,7 @@ def _loop(request: Fit) -> dict[str, Model]:
             loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
-    return join(request.models, parameters, buffers)
+    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, buffers)
 
 
 def _precision(request: Fit) -> AbstractContextManager[Any]:
@@ -68,13 +105,14 @@ def _precision(request: Fit) -> AbstractContextManager[Any]:
     return torch.autocast(request.samples.inputs.device.type, torch.bfloat16)
 
 
-def _bound(request: Fit, tensors: Tensors) -> Networks:
+def _bound(request: Fit, tensors: Tensors, arranged: Arranged) -> Networks:
     """Return the networks of a plain fit, which are changed in place."""
     trained: Networks = {
         name: BoundNetwork(model.spec, of_model(name, tensors), number=number)
         for number, (name, model) in enumerate(request.models.items())
     }
-    return {**trained, **_teachers(request, teacher_tensors(request))}
+    teachers = {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()}
+    return {**trained, **_teachers(request, teachers)}
 
 
 def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
@@ -84,9 +122,21 @@ def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
 @torch.no_grad()
 def predict(request: Predict) -> Tensor:
     """Return logits ``(N, C)`` or features ``(N, d)`` of the request's model in evaluation mode."""
-    network = Network(request.model.spec, request.model.tensors, training=False)
-    half = network.features if request.output == "features" else network
-    return torch.cat([half(rows) for rows in request.inputs.split(PREDICT_ROWS)])
+    size = rows_at_once(request.model.spec, request.inputs.device)
+
+    def outputs(arranged: Arranged) -> Tensor:
+        network = Network(request.model.spec, arranged(request.model.tensors), training=False)
+        half = network.features if request.output == "features" else network
+        return torch.cat([half(rows) for rows in request.inputs.split(size)])
+
+    return _laid_out(outputs, size < PREDICT_ROWS)
+
+
+def rows_at_once(spec: ModelSpec, device: torch.device) -> int:
+    """Return the number of samples in each of a prediction's batches: fewer where a CPU has much to do for each."""
+    if device.type != "cpu":
+        return PREDICT_ROWS
+    return min(PREDICT_ROWS, max(FEWEST_ROWS, int(LARGEST_PREDICTION // max(1, multiplications(spec)))))
 
 
 def answer(request: Fit | Predict) -> dict[str, Model] | Tensor:
