@@ -5,6 +5,7 @@ The run configuration holds ``experiment`` (path of a file in the bundle, or the
 clients bring their own samples, each node's own configuration says whose it is (:mod:`fedkd.app.node`).
 """
 
+import errno
 import logging
 import shlex
 import tempfile
@@ -168,7 +169,9 @@ def _store_usable(store: Path) -> Iterator[None]:
         yield
     except OSError as error:
         found = f"found: cannot use {error.filename or store}: {error.strerror or error}"
-        remedy = "let the SuperNode's user write there, or name another folder as store in the node config"
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        make_usable = "make room there" if full else "let the SuperNode's user write there"
+        remedy = f"{make_usable}, or name another folder as store in the node config"
         raise UserError(f"store: expected a folder that can be written, {store}, {found}; {remedy}.") from None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
@@ -116,8 +116,8 @@ def expect_said(key: str, header: Header, expected: Mapping[str, Any]) -> None:
         if header.get(name) != value:
             mine, theirs = _difference(value, header.get(name)) if name == "experiment" else (value, header.get(name))
             remedy = f"; {_REMEDIES[name]}" if name in _REMEDIES else ""
-            what = f"expected {mine!r:.80} as the server has it, found {theirs!r:.80}"
-            raise KnowledgeError(f"{key}: {name}: {what}{remedy}")
+            ours, found = where_they_differ(repr(mine), repr(theirs))
+            raise KnowledgeError(f"{key}: {name}: expected {ours} as the server has it, found {found}{remedy}")
 
 
 def _difference(mine: list[str], theirs: object) -> tuple[object, object]:
@@ -125,6 +125,22 @@ def _difference(mine: list[str], theirs: object) -> tuple[object, object]:
     if not isinstance(theirs, list):
         return mine, theirs
     return next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
+
+
+def where_they_differ(mine: str, theirs: str, most: int = 80) -> tuple[str, str]:
+    """Return two texts, cut so that what differs is still seen.
+
+    Example:
+        >>> where_they_differ("0123456789ab", "0123456789cd", most=8)
+        ('...6789ab', '...6789cd')
+    """
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))
+    start = 0 if alike < most // 2 else alike - most // 2
+
+    def cut(text: str) -> str:
+        return f"{'...' if start else ''}{text[start : start + most]}"
+
+    return cut(mine), cut(theirs)
 
 
 def read_introduction(header: Header, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Said:

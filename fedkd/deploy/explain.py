@@ -53,7 +53,7 @@ RULES: Final[Mapping[str, Rule]] = {
         "lost, make a new node (`fedkd deploy add-node`).",
     ),
     "no node.toml": Rule(
-        (_SUPERNODE, r"parse_config_args(?s:.*)No such file or directory: '(?P<path>[^'\n]+)'"),
+        (_SUPERNODE, r"parse_config_args(?s:.{0,9999}?)No such file or directory: '(?P<path>[^'\n]+)'"),
         'SuperNode: there is no {path} in its folder, the file that says whose node it is: docs/data.md, "Own data on '
         'every node", says what goes into it.',
     ),
@@ -68,7 +68,7 @@ RULES: Final[Mapping[str, Rule]] = {
         "start it again.",
     ),
     "damaged ca.crt": Rule(
-        (_SUPERNODE, r"load_verify_locations(?s:.*)ssl\.SSLError"),
+        (_SUPERNODE, r"load_verify_locations(?s:.{0,9999}?)ssl\.SSLError"),
         "SuperNode: its ca.crt is no certificate: bring it the ca.crt of this deployment (it is no secret; operator/ "
         "has it too), and start it again.",
     ),
@@ -78,7 +78,7 @@ RULES: Final[Mapping[str, Rule]] = {
         "bring it from where `fedkd deploy init` made it, or make a new one by `fedkd deploy renew`.",
     ),
     "certificate without its key": Rule(
-        (_SUPERLINK, r"load_cert_chain(?s:.*)ssl\.SSLError"),
+        (_SUPERLINK, r"load_cert_chain(?s:.{0,9999}?)ssl\.SSLError"),
         "SuperLink: its server.crt and server.key do not belong together, or one is damaged: bring both from where "
         "`fedkd deploy init` or `renew` made them last, and start it again.",
     ),
@@ -148,7 +148,11 @@ RULES: Final[Mapping[str, Rule]] = {
         "SuperNode: it ended before the SuperLink let it in; unless somebody stopped it, its clock is more than 5 s "
         "ahead or more than 5 min behind the SuperLink's: set it (timedatectl set-ntp true; `fedkd doctor` "
         "measures it).",
-        lacks=("SuperNode ID: ", r"Connection attempt failed(?s:.*)SuperNode terminated gracefully", "Exit Code"),
+        lacks=(
+            "SuperNode ID: ",
+            r"Connection attempt failed(?s:.{0,9999}?)SuperNode terminated gracefully",
+            "Exit Code",
+        ),
     ),
     "key without TLS": Rule(
         ("Exit Code: 303",),

@@ -1,5 +1,6 @@
 """What stands in one machine's folder of a deployment: facts, found out without changing anything."""
 
+import errno
 import os
 import re
 import tomllib
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
 from fedkd.deploy.facts import look_at_data
-from fedkd.deploy.machine_checks import NodeFacts
+from fedkd.deploy.machine_checks import NOT_READABLE, NodeFacts
 from fedkd.deploy.transport import LAST_PORT, Address, parse_address
 from fedkd.errors import UserError
 
@@ -86,7 +88,7 @@ def file_problem(path: Path) -> str | None:
         certificate = path.with_suffix(".crt")
         if file_problem(certificate) or x509.load_pem_x509_certificate(certificate.read_bytes()).public_key() == public:
             return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return f"it is no {'certificate' if path.suffix == '.crt' else 'private key'}"
     return f"it does not belong to {certificate.name}"
 
@@ -146,7 +148,8 @@ def _writable(path: Path) -> bool:
 
 
 def _why(error: OSError) -> str:
-    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    known = {errno.ENOENT: "there is no such file", errno.EACCES: NOT_READABLE}
+    return known.get(error.errno or 0) or str(error.strerror)
 
 
 def _text(path: Path) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from fedkd.deploy.checks import Finding
 
+NOT_READABLE = "this user may not read it"
+
 
 @dataclass(frozen=True)
 class NodeFacts:
@@ -37,6 +39,8 @@ def file(name: str, problem: str | None) -> Finding:
     """
     if problem is None:
         return Finding(name, "ok", "there, and readable")
+    if problem == NOT_READABLE:
+        return Finding(name, "fail", problem, "give it to the user who starts the program here")
     if name == "node.key":
         advice = "bring the one that `fedkd deploy init` made for it; if that is lost, make a new node by `add-node`"
         return Finding(name, "fail", problem, advice)

@@ -1,5 +1,7 @@
 """A node's own store: what it keeps of its client outlives its process, and is never mixed with another run's."""
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from fedkd.app.server import ServerSide
 from fedkd.app.wire import header_of, pack
 from fedkd.config import Experiment, parse
 from fedkd.data.dividing import divide
-from fedkd.errors import RunError
+from fedkd.errors import RunError, UserError
 from tests.app.nodes import Nodes, read_configs, run_config
 
 SMALL: Mapping[str, Any] = {
@@ -211,3 +213,17 @@ def test_a_store_that_cannot_be_written_is_one_line_to_the_operator_and_in_the_n
     [said] = [message for message in caplog.messages if "failed" in message]
     assert said.startswith(f"query.hello failed: {expected}")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (errno.ENOSPC, "make room there"),
+        (errno.EDQUOT, "make room there"),
+        (errno.EACCES, "let the SuperNode's user write there"),
+    ],
+)
+def test_a_store_that_cannot_be_written_says_what_to_do(reason: int, remedy: str, tmp_path: Path) -> None:
+    expected = f"found: cannot use {tmp_path}: {os.strerror(reason)}; {remedy}, or name another folder"
+    with pytest.raises(UserError, match=re.escape(expected)), flower._store_usable(tmp_path):
+        raise OSError(reason, os.strerror(reason))

@@ -1,10 +1,13 @@
 """What stands in a machine's folder, as ``fedkd deploy init`` made it and as somebody spoilt it."""
 
+import errno
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from fedkd.deploy import init as deployment
 from fedkd.deploy.keys import make_authority, make_server, utc_now
@@ -86,6 +89,23 @@ def test_files_that_are_missing_damaged_ended_or_of_another_deployment(tmp_path)
         assert file_problem(tmp_path / name) == f"it is no {kind}"
         (tmp_path / name).unlink()
         assert file_problem(tmp_path / name) == "there is no such file"
+
+
+def test_a_file_that_belongs_to_another_user(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)  # who runs the tests may be allowed everything
+    assert file_problem(tmp_path / "node.key") == "this user may not read it"
+
+
+def test_a_key_of_a_kind_that_is_not_known(tmp_path, monkeypatch):
+    def unknown(content, password):
+        raise UnsupportedAlgorithm("sk-ssh-ed25519")
+
+    (tmp_path / "node.key").write_text("a key", encoding="utf-8")
+    monkeypatch.setattr("fedkd.deploy.machine.load_ssh_private_key", unknown)
+    assert file_problem(tmp_path / "node.key") == "it is no private key"
 
 
 def test_a_node_reads_its_paths_from_its_own_folder(node, monkeypatch, tmp_path):

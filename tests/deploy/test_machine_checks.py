@@ -28,6 +28,8 @@ def test_files(name, advice):
     found = checks.file(name, "there is no such file")
     assert (found.name, found.verdict, found.found) == (name, "fail", "there is no such file")
     assert advice in found.advice
+    denied = checks.file(name, checks.NOT_READABLE)
+    assert (denied.verdict, denied.advice) == ("fail", "give it to the user who starts the program here")
 
 
 def test_a_node_with_all_that_it_needs():
