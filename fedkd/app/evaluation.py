@@ -9,10 +9,11 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd import metrics
+from fedkd.app.arrivals import NO_REPLY, too_few
 from fedkd.app.client import EVALUATE, has_ensemble
 from fedkd.app.history import ClientRecord, Metrics, RoundRecord
 from fedkd.app.presence import NOT_THERE
-from fedkd.app.server import NO_REPLY, ServerSide, too_few
+from fedkd.app.server import ServerSide
 from fedkd.app.validation import read_evaluation
 from fedkd.app.wire import EXTRA, payload_bytes
 from fedkd.errors import RunError

@@ -8,11 +8,12 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedkd.app.arrivals import OnCounted
 from fedkd.app.checkpoint import KEPT, Snapshot
 from fedkd.app.evaluation import evaluate_messages, evaluated, take_evaluations
 from fedkd.app.history import ClientRecord, RoundRecord, summarise_run
 from fedkd.app.presence import took_no_part
-from fedkd.app.server import OnCounted, ServerSide
+from fedkd.app.server import ServerSide
 from fedkd.app.told import TOLD
 from fedkd.config import Experiment
 from fedkd.errors import RunError
@@ -104,7 +105,7 @@ def run(
         if _is_due(round_, experiment):
             messages = evaluate_messages(side)
             found = take_evaluations(side, messages, _exchange(grid, messages, timeout))
-            record, clients = evaluated(record, found, side.refused), found.clients
+            record, clients = evaluated(record, found, side.arrivals.refused), found.clients
         records.append(replace(record, seconds=round(perf_counter() - before, 4)))
         on_round(records[-1])
         snapshot = side.snapshot(records[-1], clients)

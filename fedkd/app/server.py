@@ -4,13 +4,11 @@
 foreign Flower ServerApp (see ``as_flower``).
 """
 
-import logging
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -18,19 +16,19 @@ from flwr.app import Message, RecordDict
 
 from fedkd import seeding
 from fedkd.app import presence, refusals
+from fedkd.app.arrivals import Arrivals, OnCounted, in_order, too_few
 from fedkd.app.checkpoint import Snapshot
-from fedkd.app.client import EVALUATE, HELLO, TRAIN
+from fedkd.app.client import HELLO, TRAIN
 from fedkd.app.history import ClientRecord, RoundRecord
-from fedkd.app.order import in_order
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.told import TOLD
 from fedkd.app.validation import Claim, Expectation, read_reply
-from fedkd.app.wire import Packed, pack, payload_bytes, reason_in
+from fedkd.app.wire import Packed, pack, payload_bytes
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.errors import RunError, gist
+from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import Contract, Knowledge, KnowledgeError
 from fedkd.knowledge.codecs import codecs_named
@@ -40,11 +38,7 @@ from fedkd.learner.server import Reply, Server
 from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 
-LOG = logging.getLogger("fedkd")
 T = TypeVar("T")
-OnCounted = Callable[[str, int], None]
-NO_REPLY = "no reply in time"
-"""Why a client that was asked and is silent does not count."""
 
 
 class ServerSide:
@@ -56,7 +50,7 @@ class ServerSide:
         server: models and state, as the strategy sees them.
         digest: state digest of the run so far, chained from round to round.
         run_id: name of the run, under which clients keep their states.
-        refused: number of replies of this round that did not count, by reason.
+        arrivals: which replies count.
         presence: which of the clients are there, as far as :meth:`look` has seen.
         kept: the versions of the clients' states, by client key, in each checkpoint that a server may go on from.
     """
@@ -83,21 +77,18 @@ class ServerSide:
         self.server = Server({}, {}, 0, self._seed(0), experiment.train, answer, {}, self.federation)
         self.digest = ""
         self._common: Knowledge | None = None
-        self._counted: dict[str, dict[str, int]] = {TRAIN: {}, EVALUATE: {}}
         self._state_digests: dict[str, str] = {}
         self.run_id = run_id or new_run_id()
-        self._on_counted = on_counted
-        self.refused: dict[str, int] = {}
+        self.arrivals = Arrivals(on_counted)
         self.presence = Presence()
         self.kept: Sequence[Mapping[str, int]] = ()
-        self._waiting: list[Message] = []
         self._drawn: list[str] = []
         self._sent: dict[str, int] = {}
 
     @property
     def versions(self) -> dict[str, int]:
         """Round of the last reply that counts, by client key: the version of that client's state."""
-        return self._counted[TRAIN]
+        return self.arrivals.counted[TRAIN]
 
     # -- hello ----------------------------------------------------------------------------------------------------
 
@@ -138,7 +129,7 @@ class ServerSide:
                 self.server, models=dict(start.models), state=dict(start.state), round=start.record.round
             )
             self._common, self.digest = start.common, start.record.digest
-            self._counted[TRAIN], self._state_digests = dict(start.versions), dict(start.state_digests)
+            self.arrivals.counted[TRAIN], self._state_digests = dict(start.versions), dict(start.state_digests)
             self.kept = [{}, start.versions]  # the checkpoint before is still there: whatever it asks for must stay
 
     def look(self, node_ids: Iterable[int]) -> list[Message]:
@@ -157,7 +148,7 @@ class ServerSide:
         self.roster = presence.take_back(self.presence, self.roster, answers)
 
     def _answers(self, replies: Iterable[Message]) -> Answers:
-        return read_answers(self._sorted(HELLO, replies), self.experiment, self.federation, self.strategy)
+        return read_answers(self.arrivals.sorted_out(HELLO, replies), self.experiment, self.federation, self.strategy)
 
     # -- train ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +156,8 @@ class ServerSide:
         """Start a round: draw the participants, and send each what it is to learn from."""
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
         messages: list[Message] = []
-        self._sent, self.refused = {}, {refusals.UNFIT: len(unfit)} if (unfit := self.presence.unfit) else {}
+        self._sent = {}
+        self.arrivals.refused = {refusals.UNFIT: len(unfit)} if (unfit := self.presence.unfit) else {}
         self.presence.unfit = set()
         packed: Packed = {}
         self._drawn = self._participants(round_)
@@ -229,7 +221,7 @@ class ServerSide:
         for key in afresh:
             TOLD.warning("round %d: %s has begun anew: its state was lost", self.server.round, key)
         record = RoundRecord(self.server.round, 0.0, steps, failed, received, dict(self._sent), self.digest)
-        return replace(record, refused=dict(self.refused), afresh=afresh)
+        return replace(record, refused=dict(self.arrivals.refused), afresh=afresh)
 
     def claims(
         self,
@@ -239,48 +231,11 @@ class ServerSide:
         read: Callable[[Message, str], T],
         failed: dict[str, str],
     ) -> Iterator[tuple[str, T]]:
-        """Yield the client key of each reply that counts, and what it says, as they come.
-
-        Args:
-            phase: type of the messages.
-            messages: what was asked.
-            replies: what comes.
-            read: returns what a reply says, given its client's key; raises KnowledgeError if it must not count.
-            failed: is told why the other clients' replies do not count.
-        """
-        asked, round_ = self._keys(messages), self.server.round
-        failed |= dict.fromkeys(asked.values(), NO_REPLY)
-        for message in self._sorted(phase, replies):
-            key = asked.get(message.metadata.src_node_id)
-            if refusals.is_late_error(message, phase, round_):
-                self._refuse(refusals.LATE)
-                LOG.warning("round %d: what was asked before has failed: %s", round_, reason_in(message)[-200:])
-                continue
-            if key is None or key not in failed:
-                self._refuse(refusals.UNASKED if key is None else refusals.DUPLICATE)
-                LOG.warning("round %d: a reply that nobody asked for, or a second one, is not counted", round_)
-                continue
-            try:
-                said = read(message, key)
-            except KnowledgeError as error:
-                self._refuse(self._reason(message, phase, key))
-                failed[key] = str(error)
-                LOG.warning("round %d, %s: %s does not count: %s", round_, phase, key, str(error).splitlines()[-1])
-                continue
-            self._counted[phase][key] = round_
-            if phase == TRAIN:
-                self._on_counted(key, round_)
-            del failed[key]
-            yield key, said
-
-    def _sorted(self, phase: str, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies for a phase: answers to hellos are for the next look, all others for a phase of a round."""
-        waiting, self._waiting = self._waiting, []
-        for message in chain(waiting, replies):
-            if (message.metadata.message_type == HELLO) == (phase == HELLO):
-                yield message
-            else:
-                self._waiting.append(message)
+        """Yield client key and words of each reply to these messages that counts (see :meth:`Arrivals.claims`)."""
+        here = (item for item in self.roster.items() if item[0] not in self.presence.absent)
+        nodes = {participant.node_id: key for key, participant in here}
+        asked = {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
+        return self.arrivals.claims(phase, self.server.round, asked, replies, read, failed)
 
     def _expectation(self, key: str) -> Expectation:
         card, settings = self.roster[key].said.card, self.experiment.federation
@@ -364,11 +319,6 @@ class ServerSide:
     def _seed(self, round_: int) -> int:
         return seeding.derive_seed(self.experiment.seed, "round", round_, "server")
 
-    def _keys(self, messages: Iterable[Message]) -> dict[int, str]:
-        here = (item for item in self.roster.items() if item[0] not in self.presence.absent)
-        nodes = {participant.node_id: key for key, participant in here}
-        return {message.metadata.dst_node_id: nodes[message.metadata.dst_node_id] for message in messages}
-
     def header_for(self, key: str) -> dict[str, Any]:
         """Return what a client must know: the round, the state to start from, and the oldest that it must keep."""
         state, version = self._state_digests.get(key, ""), self.versions.get(key, 0)
@@ -381,14 +331,6 @@ class ServerSide:
         """As many as would be asked if only the fewest clients took part that the experiment demands."""
         settings = self.experiment.federation
         return max(1, round(settings.participation * (settings.min_clients or 1)))
-
-    def _reason(self, message: Message, phase: str, key: str) -> str | None:
-        counted = {type_: rounds.get(key, 0) for type_, rounds in self._counted.items()}
-        return refusals.reason_of(message, phase, self.server.round, counted)
-
-    def _refuse(self, reason: str | None) -> None:
-        if reason is not None:
-            self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def message_to(
         self,
@@ -432,13 +374,3 @@ def _noted(replies: Iterable[Message], broken: list[Exception]) -> Iterator[Mess
     except Exception as error:
         broken.append(error)
         raise
-
-
-def too_few(round_: int, count: int, fewest: int, failed: Mapping[str, str]) -> str:
-    """Say once what several clients failed of, with the first one's traceback."""
-    alike: dict[str, list[str]] = {}
-    for key, reason in sorted(failed.items()):
-        alike.setdefault(gist(reason), []).append(key)
-    causes = "\n".join(f"{', '.join(keys)}:\n{failed[keys[0]].strip()}" for keys in alike.values())
-    few = f"only {count} of at least {fewest} clients sent a usable reply" if count else "no client sent a usable reply"
-    return f"round {round_}: {few}.\n{causes}"

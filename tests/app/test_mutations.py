@@ -360,7 +360,7 @@ def test_the_server_takes_no_mutated_reply(parties: Parties) -> None:
         assert list(record.failed) == [VICTIM], changed.content
         assert len(record.failed[VICTIM]) < 1_000
         assert sum(record.refused.values()) == 1
-        parties.side.refused.clear()
+        parties.side.arrivals.refused.clear()
     assert not parties.side.take_replies(parties.train, replies).failed
 
 

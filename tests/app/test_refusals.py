@@ -151,4 +151,4 @@ def test_an_evaluation_of_an_earlier_round_is_replayed() -> None:
         replies = list(rounds.grid.send_and_receive(messages))
         take_evaluations(rounds.side, messages, [*old, *replies])
         old = replies[:1]
-    assert rounds.side.refused == {"replayed": 1}
+    assert rounds.side.arrivals.refused == {"replayed": 1}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import combinations, permutations
 
-from fedkd.app.order import in_order
+from fedkd.app.arrivals import in_order
 
 KEYS = ["client-0", "client-1", "client-10", "client-2"]
 
