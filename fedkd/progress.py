@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from fedkd.app.history import Metrics, RoundRecord
-from fedkd.errors import first_of, last_line
+from fedkd.wording import first_of, last_line
 
 
 class RoundProgress:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedkd.errors import RunError, UserError, brief, first_of, last_line, printable, unknown
+from fedkd.errors import RunError, UserError, unknown
 
 
 @pytest.mark.parametrize(
@@ -30,22 +30,3 @@ def test_a_users_mistake_is_not_a_failed_run() -> None:
     assert issubclass(RunError, RuntimeError)
     assert not issubclass(UserError, RuntimeError)
     assert not issubclass(RunError, ValueError)
-
-
-def test_of_a_traceback_the_last_line_is_told() -> None:
-    text = "it failed:\nTraceback (most recent call last):\n  File x\nOSError: disk full\n\n"
-    assert last_line(text) == "OSError: disk full"
-    assert brief(text) == "it failed: OSError: disk full"
-    assert (brief("one line"), last_line("one line"), brief(""), last_line("\n ")) == ("one line", "one line", "", "")
-
-
-def test_no_terminal_obeys_what_others_say() -> None:
-    assert last_line("a\x1b[2Jb\rc") == "c", "a carriage return ends a line"
-    assert brief("a\x1b[2Jb\tc\u202ed") == "a [2Jb c d"
-    assert printable("x" * 10, 8) == "xxxxx..."
-    assert printable("x" * 8, 8) == "xxxxxxxx"
-
-
-def test_of_many_names_the_first_are_told() -> None:
-    assert first_of(["a", "b", "c"]) == "a, b, c"
-    assert first_of(["a", "b", "c", "d"]) == "a, b, c and 1 more"

@@ -11,8 +11,8 @@ from flwr.app import Message
 from fedkd.app import refusals
 from fedkd.app.client import EVALUATE, HELLO, TRAIN
 from fedkd.app.wire import reason_in
-from fedkd.errors import gist
 from fedkd.knowledge import KnowledgeError
+from fedkd.wording import gist
 
 LOG = logging.getLogger("fedkd")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from fedkd.app.history import RoundRecord
 from fedkd.app.introduction import Said
 from fedkd.app.roster import Answers, Participant, causes_in, named, two_of
 from fedkd.app.told import TOLD
-from fedkd.errors import brief, gist, last_line
+from fedkd.wording import brief, gist, last_line
 
 NOT_THERE = "its node was not there when the round began"
 """Why a client that was drawn does not count."""

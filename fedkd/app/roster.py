@@ -13,10 +13,11 @@ from fedkd.app.told import TOLD
 from fedkd.app.wire import COMMON, HEADER, SEAL, Header, expect_records, expect_sealed, header_of, reason_in
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation
-from fedkd.errors import RunError, first_of, gist
+from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import card_of
 from fedkd.strategy import Strategy
+from fedkd.wording import first_of, gist
 
 
 @dataclass(frozen=True)

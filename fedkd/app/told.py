@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from fedkd.errors import RunError, UserError, brief
+from fedkd.errors import RunError, UserError
+from fedkd.wording import brief
 
 TOLD = logging.getLogger("fedkd.told")
 """The part of our log that a far-away operator also reads, each record as one line."""

@@ -20,8 +20,9 @@ from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
 from fedkd.engine.commands import CONNECTION, Commands
 from fedkd.engine.interrupts import interrupts_wait
-from fedkd.errors import LostSightError, RunError, UserError, printable
+from fedkd.errors import LostSightError, RunError, UserError
 from fedkd.strategy.registry import complete, create
+from fedkd.wording import printable
 
 PATIENCE: Final = 300.0
 """Seconds for which a SuperLink that does not answer is asked again: a restart, or a broken line."""

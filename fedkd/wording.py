@@ -1,0 +1,42 @@
+"""Words for people, made of what machines say: cut, on one line, and without what a terminal obeys."""
+
+from collections.abc import Sequence
+
+
+def last_line(text: str, most: int = 300) -> str:
+    """Return the last line of a text, which of a traceback says most.
+
+    Args:
+        text: a reason, be it another machine's: what no terminal should be told is left out.
+        most: characters that are kept.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    return printable(lines[-1].strip(), most) if lines else ""
+
+
+def brief(text: str) -> str:
+    """Return a text of several lines as one: the first, and the last, which of a traceback says most."""
+    first, _, rest = text.strip().partition("\n")
+    return " ".join(filter(None, [printable(first, 600), last_line(rest)]))
+
+
+def printable(text: str, most: int) -> str:
+    """Return a text without characters that a terminal obeys, cut at so many characters."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few names, and how many more there are.
+
+    Example:
+        >>> first_of(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def gist(reason: str) -> str:
+    """Return what reasons that are told once have in common: the last line, as files lie elsewhere on each machine."""
+    return last_line(reason, len(reason) + 1)

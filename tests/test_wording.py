@@ -1,0 +1,22 @@
+"""What machines say, put into words for people."""
+
+from fedkd.wording import brief, first_of, last_line, printable
+
+
+def test_of_a_traceback_the_last_line_is_told() -> None:
+    text = "it failed:\nTraceback (most recent call last):\n  File x\nOSError: disk full\n\n"
+    assert last_line(text) == "OSError: disk full"
+    assert brief(text) == "it failed: OSError: disk full"
+    assert (brief("one line"), last_line("one line"), brief(""), last_line("\n ")) == ("one line", "one line", "", "")
+
+
+def test_no_terminal_obeys_what_others_say() -> None:
+    assert last_line("a\x1b[2Jb\rc") == "c", "a carriage return ends a line"
+    assert brief("a\x1b[2Jb\tc\u202ed") == "a [2Jb c d"
+    assert printable("x" * 10, 8) == "xxxxx..."
+    assert printable("x" * 8, 8) == "xxxxxxxx"
+
+
+def test_of_many_names_the_first_are_told() -> None:
+    assert first_of(["a", "b", "c"]) == "a, b, c"
+    assert first_of(["a", "b", "c", "d"]) == "a, b, c and 1 more"
