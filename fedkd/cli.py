@@ -179,9 +179,11 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="fedkd", standalone_mode=False)
     except ClickException as error:
-        return _say(f"error: {error.format_message().rstrip('.')}; see fedkd --help.", error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "fedkd"
+        return _say(f"error: {error.format_message().rstrip('.')}; see {command} --help.", error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
     except (LostSightError, InterruptedRunError) as error:

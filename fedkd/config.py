@@ -1,7 +1,7 @@
 """The experiment: all that decides a run's result, read from one TOML file and checked before anything starts."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -253,6 +253,15 @@ def loads(text: str, overrides: Mapping[str, Any] | Sequence[str] = (), where: s
     if not isinstance(overrides, Mapping):
         overrides = dict(_parse_override(item) for item in overrides)
     return parse(values, overrides, where)
+
+
+def dotted(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings in nested tables with their dotted keys, as ``--set`` takes them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def parse(values: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Experiment:

@@ -1,6 +1,8 @@
 """Words for people, made of what machines say: cut, on one line, and without what a terminal obeys."""
 
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 
 def last_line(text: str, most: int = 300) -> str:
@@ -40,3 +42,21 @@ def first_of(names: Sequence[str], most: int = 3) -> str:
 def gist(reason: str) -> str:
     """Return what reasons that are told once have in common: the last line, as files lie elsewhere on each machine."""
     return last_line(reason, len(reason) + 1)
+
+
+def where_they_differ(mine: str, theirs: str, most: int = 80) -> tuple[str, str]:
+    """Return two texts, cut so that what differs is still seen; of digests the first eight digits.
+
+    Example:
+        >>> where_they_differ("0123456789ab", "0123456789cd", most=8)
+        ('...6789ab', '...6789cd')
+    """
+    if all(re.fullmatch(r"'[0-9a-f]{64}'", text) for text in (mine, theirs)) and mine[:9] != theirs[:9]:
+        return f"{mine[:9]}...'", f"{theirs[:9]}...'"
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))
+    start = 0 if alike < most // 2 else alike - most // 2
+
+    def cut(text: str) -> str:
+        return f"{'...' if start else ''}{text[start : start + most]}"
+
+    return cut(mine), cut(theirs)

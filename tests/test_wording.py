@@ -1,6 +1,6 @@
 """What machines say, put into words for people."""
 
-from fedkd.wording import brief, first_of, last_line, printable
+from fedkd.wording import brief, first_of, last_line, printable, where_they_differ
 
 
 def test_of_a_traceback_the_last_line_is_told() -> None:
@@ -20,3 +20,14 @@ def test_no_terminal_obeys_what_others_say() -> None:
 def test_of_many_names_the_first_are_told() -> None:
     assert first_of(["a", "b", "c"]) == "a, b, c"
     assert first_of(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+
+
+def test_of_a_long_setting_the_part_that_differs_is_shown() -> None:
+    mine, theirs = (f"views = [{', '.join(20 * ['image@16'])}, {last}]" for last in ("image@4", "image@8"))
+    shown = where_they_differ(mine, theirs)
+    assert shown[0].startswith("...")
+    assert shown[0].endswith("image@4]")
+    assert shown[1].endswith("image@8]")
+    assert len(shown[1]) < 80
+    assert where_they_differ("a" * 200, "b" * 200) == ("a" * 80, "b" * 80)
+    assert where_they_differ("abc", "abcd") == ("abc", "abcd")

@@ -40,11 +40,10 @@ def nothing_announced(kind: str, values: Mapping[str, Any]) -> None:
 
 
 def announce_end(announce: Announce, folder: Path) -> None:
-    """Announce what the run folder on the server's machine holds beside its rounds, and last of all the summary."""
+    """Announce what a finished run's folder holds beside its rounds, and last of all the summary."""
     announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
     for client in read_lines(folder / CLIENTS):
         announce("client", client)
-    announce("folder", {"path": str(folder.resolve())})
     announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 

@@ -55,6 +55,7 @@ def make_server_app() -> ServerApp:
         out = str(context.run_config.get("out", ""))
         chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
         with _log_shown(), telling(announce), chosen as path, opened(path, experiment) as found:
+            announce("folder", {"path": str(path.resolve())})
             for row in read_lines(path / ROUNDS):  # of an earlier process
                 announce("round", row)
             if not found.complete:

@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedkd import config
 from fedkd.app.checkpoint import generations, read_newest
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Start
-from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked, manifest, read_lines
+from fedkd.app.run_folder import (
+    CHECKPOINTS,
+    FLOWER_LOG,
+    ROUNDS,
+    RunFolder,
+    decisive_settings,
+    locked,
+    manifest,
+    read_lines,
+)
 from fedkd.app.told import TOLD
 from fedkd.config import Experiment
 from fedkd.errors import UserError
 from fedkd.strategy.registry import complete
+from fedkd.wording import where_they_differ
 
 DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
 """What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
@@ -81,8 +92,11 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
     for key in DECISIVE:
         then, found = _value(before, key), _value(now, key)
         if then != found:
-            what = f"{file}: {key}: expected what the run began with, {then!r:.80}, found {found!r:.80}"
-            raise UserError(f"{what}; {remedy}.")
+            where = f"{file}: {key}"
+            if key == "experiment" and (setting := _setting_that_differs(path, experiment)):
+                where, then, found = setting
+            before_, now_ = where_they_differ(repr(then), repr(found))
+            raise UserError(f"{where}: expected what the run began with, {before_}, found {now_}; {remedy}.")
 
 
 def read_records(path: Path, last: RoundRecord) -> list[RoundRecord]:
@@ -121,6 +135,17 @@ def _forget_hardly_begun(path: Path, experiment: Experiment) -> None:
     if not file.exists() or file.read_bytes() == complete(experiment).to_toml().encode():
         for entry in ours:
             entry.unlink()
+
+
+def _setting_that_differs(path: Path, experiment: Experiment) -> tuple[str, object, object] | None:
+    """Return the first setting that is another one than in a run's folder, and decides: where, then and now."""
+    try:
+        then = decisive_settings(config.load(path / EXPERIMENT, []))
+    except UserError:
+        return None
+    now = decisive_settings(experiment)
+    keys = (key for key in {**then, **now} if then.get(key) != now.get(key))
+    return next(((f"{path / EXPERIMENT}: {key}", then.get(key), now.get(key)) for key in keys), None)
 
 
 def _value(values: Any, dotted: str) -> Any:  # noqa: ANN401 - JSON

@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ import torch
 import fedkd
 from fedkd.app.source_digest import source_digest
 from fedkd.app.wire import Header
-from fedkd.config import Experiment
+from fedkd.config import Experiment, dotted
 from fedkd.data.federation import Federation
 from fedkd.data.holdings import views_of
 from fedkd.data.own import KEY
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
+from fedkd.wording import where_they_differ
 
 LOG = logging.getLogger("fedkd")
 _MOST_SAMPLES = 10**12
@@ -89,15 +90,7 @@ def common_settings(experiment: Experiment) -> list[str]:
     """Return what both halves of a strategy go by, a line per key, but for where each party finds data and device."""
     where = {"data": {"name", "root", "download"}, "train": {"device"}}
     said = {"strategy", "strategies", "seed", "rounds", "data", "federation", "train", "communication"}
-    return [f"{key} = {json.dumps(value)}" for key, value in _flat(experiment.model_dump(include=said, exclude=where))]
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+    return [f"{key} = {json.dumps(value)}" for key, value in dotted(experiment.model_dump(include=said, exclude=where))]
 
 
 @lru_cache  # Python reads a package's whole description for its version
@@ -125,22 +118,6 @@ def _difference(mine: list[str], theirs: object) -> tuple[object, object]:
     if not isinstance(theirs, list):
         return mine, theirs
     return next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
-
-
-def where_they_differ(mine: str, theirs: str, most: int = 80) -> tuple[str, str]:
-    """Return two texts, cut so that what differs is still seen.
-
-    Example:
-        >>> where_they_differ("0123456789ab", "0123456789cd", most=8)
-        ('...6789ab', '...6789cd')
-    """
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))
-    start = 0 if alike < most // 2 else alike - most // 2
-
-    def cut(text: str) -> str:
-        return f"{'...' if start else ''}{text[start : start + most]}"
-
-    return cut(mine), cut(theirs)
 
 
 def read_introduction(header: Header, common: Mapping[str, Any], federation: Federation, strategy: Strategy) -> Said:

@@ -1,6 +1,5 @@
 """What a SuperNode's own configuration says: whose node it is, and where its samples and states are."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from fedkd.config import Experiment
 from fedkd.data.own import Owner
 from fedkd.errors import UserError, unknown
 
-LOG = logging.getLogger("fedkd")
 NEEDED, OPTIONAL = ("client", "data", "store"), ("view", "architecture", "device", "commons", "afresh")
 SIMULATIONS_KEYS = ("partition-id", "num-partitions")
 """Keys that Flower's simulation sets."""
@@ -43,11 +41,11 @@ def node_of(config: Mapping[str, Any], experiment: Experiment) -> Node:
         experiment: what is run.
 
     Raises:
-        UserError: a key is missing, or a value is no text.
+        UserError: a key is missing, or means nothing, or a value is no text.
     """
     for key in config:
         if key not in (*NEEDED, *OPTIONAL, *SIMULATIONS_KEYS):
-            LOG.warning("%s", unknown("key", key, [*NEEDED, *OPTIONAL], where="node config"))
+            raise unknown("key", key, [*NEEDED, *OPTIONAL], where="node config")
     missing = [key for key in NEEDED if not config.get(key)]
     if missing:
         raise UserError(

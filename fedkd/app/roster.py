@@ -106,6 +106,8 @@ def roster_of(answers: Answers, federation: Federation) -> dict[str, Participant
         causes = "\n".join(causes_in(answers)) or "none answered the server's hello; are any running?"
         few = f"only {len(roster)} of at least {fewest} clients can take part" if roster else "no client can take part"
         raise RunError(f"{few}.\n{causes}")
+    if own and len(roster) > settings.clients:
+        TOLD.info("%d clients take part, where federation.clients expects %d", len(roster), settings.clients)
     for cause in causes_in(answers):  # only here: what ends the run is said once
         TOLD.warning("a client takes no part: %s", cause)
     return roster

@@ -18,7 +18,7 @@ from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Run
 from fedkd.app.source_digest import source_digest
 from fedkd.app.state import RUN_ID, new_run_id, write_atomically
-from fedkd.config import Experiment
+from fedkd.config import Experiment, dotted
 from fedkd.data.federation import build
 from fedkd.errors import UserError
 from fedkd.learner.model import Model
@@ -29,6 +29,10 @@ from fedkd.strategy.registry import complete, find
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
 ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
+_INDECISIVE = {
+    "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"},
+    "federation": {"min_clients"},
+}
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets")
 
 
@@ -132,7 +136,7 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
         path.mkdir(parents=True, exist_ok=True)
         found = sorted(file.name for file in path.iterdir() if file.name not in besides)
     except OSError as error:
-        raise UserError(f"{path}: expected a folder that can be made, but: {error}.") from error
+        raise UserError(f"{path}: expected a folder that can be made, but: {error}; choose another one.") from error
     if found:
         what = "an earlier run" if {"experiment.toml", "flower.log"} & set(found) else ", ".join(found[:3])
         raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
@@ -178,7 +182,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"{folder}: expected a folder that can be made, but: {error}.") from error
+            what = f"{folder}: expected a folder that can be made, but: {error}"
+            raise UserError(f"{what}; choose another one.") from error
     try:
         yield folder
     finally:
@@ -245,9 +250,12 @@ def experiment_digest(experiment: Experiment) -> str:
     Settings of its strategy that are left out count as their defaults, which stand in the run's folder. The fewest
     clients that it needs decide whether it goes on, and not what comes out.
     """
-    where = {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"}
-    without = {"engine": where, "federation": {"min_clients"}}
-    return hashlib.sha256(complete(experiment).model_dump_json(exclude=without).encode()).hexdigest()
+    return hashlib.sha256(complete(experiment).model_dump_json(exclude=_INDECISIVE).encode()).hexdigest()
+
+
+def decisive_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return what :func:`experiment_digest` is of, by dotted key."""
+    return dict(dotted(complete(experiment).model_dump(exclude=_INDECISIVE)))
 
 
 def _version(library: str) -> str | None:

@@ -21,7 +21,7 @@ def telling(announce: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None
     try:
         yield
     except (UserError, RunError) as error:
-        announce("failed", {"text": str(error)})
+        announce("failed", {"text": str(error), "mistake": isinstance(error, UserError)})
         raise
     except Exception:
         announce("failed", {"text": traceback.format_exc().strip()})

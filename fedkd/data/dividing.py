@@ -47,7 +47,7 @@ def divide(experiment: Experiment, out: Path) -> dict[str, Path]:
         out.mkdir(parents=True, exist_ok=True)
         found = sorted(path.name for path in out.iterdir())
     except OSError as error:
-        raise UserError(f"{out}: expected a folder that can be made, but: {error}.") from error
+        raise UserError(f"{out}: expected a folder that can be made, but: {error}; choose another one.") from error
     if found:
         raise UserError(f"{out}: expected a new or empty folder, found {', '.join(found[:3])}; choose another one.")
     shared, _ = commons(experiment, federation.dataset, federation.splits)

@@ -44,11 +44,12 @@ def init(
 def add_node(
     folder: DEPLOYMENT,
     name: Annotated[str, typer.Argument(help="name of the new node", show_default=False)],
+    new_key: Annotated[bool, typer.Option("--new-key", help="a node that there was: its key is lost or out")] = False,
 ) -> None:
     """Add one node: a folder with its key, and its public key for the operator; the authority's key is not needed."""
     from fedkd.deploy import init as deployment
 
-    deployment.add_node(folder, name)
+    deployment.add_node(folder, name, new_key=new_key)
     typer.echo(f"{folder / name}: bring it to its machine")
     typer.echo(f"{folder / 'operator' / 'nodes' / f'{name}.pub'}: register it with sh register.sh {name}")
 
@@ -115,7 +116,7 @@ def run(
     _print(run_table(summary))
     if outside := outside_line(summary):
         typer.echo(outside)
-    typer.echo(f"digest  {summary['digest']}\nreport  {report}\nmodels  {summary['folder']} on the SuperLink's machine")
+    typer.echo(f"digest  {summary['digest']}\nreport  {report}\nfolder  {summary['folder']} on the SuperLink's machine")
 
 
 @deploy.command()
@@ -130,7 +131,8 @@ def explain(
     except OSError as error:
         raise UserError(f"{log}: expected a log file, cannot read it: {error.strerror}.") from None
     line = line_for(text)
-    typer.echo(line or "nothing in it that we know; the last ERROR line says most")
+    unknown = "the last ERROR line says most" if "ERROR" in text else "no line says ERROR: all may be well"
+    typer.echo(line or f"nothing in it that we know; {unknown}")
     return int(line is None)
 
 

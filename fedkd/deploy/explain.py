@@ -15,6 +15,10 @@ from fedkd.engine.commands import without_colours
 _SUPERNODE: Final = "Starting Flower SuperNode"
 _SUPERLINK: Final = "Starting Flower SuperLink"
 _TAKEN: Final = r"error while attempting to bind on address \('(?P<host>[^']+)', (?P<port>\d+)"
+_FAILED: Final = re.compile(r"(?:query\.hello|train|evaluate) failed: (?P<problem>[^\n]*)")
+_MESSAGE: Final = "Receiving: "
+_OVER: Final = {"Connection attempt failed": "Connection successful"}
+"""Troubles, and what is said when they are over."""
 _VERIFY: Final = r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: "
 
 
@@ -75,7 +79,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "no file of the SuperLink": Rule(
         (r"Path argument `--ssl-(?P<option>ca-certfile|certfile|keyfile)` does not point to a file",),
         "SuperLink: the file of --ssl-{option} is not in its folder (ca.crt, server.crt and server.key are needed): "
-        "bring it from where `fedkd deploy init` made it, or make a new one by `fedkd deploy renew`.",
+        "bring it from where `fedkd deploy init` made it; ca.crt is the same one in operator/, and `fedkd deploy "
+        "renew` makes the other two anew.",
     ),
     "certificate without its key": Rule(
         (_SUPERLINK, r"load_cert_chain(?s:.{0,9999}?)ssl\.SSLError"),
@@ -134,7 +139,7 @@ RULES: Final[Mapping[str, Rule]] = {
         "its folder does).",
     ),
     "key registered twice": Rule(
-        (r"\[code: 23\]|ApiError:23\]",),
+        (r"\[code: 23\]",),
         "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
         "two keys, and so does a node that was unregistered (`fedkd deploy add-node`).",
     ),
@@ -188,8 +193,14 @@ RULES: Final[Mapping[str, Rule]] = {
         "SuperNode: its version of Flower does not fit the SuperLink's: install the same one "
         "(pip install 'flwr[simulation]>=1.41,<1.42').",
     ),
+    "let in no longer": Rule(
+        (_SUPERNODE, "SuperNode ID: ", "SuperNode terminated gracefully"),
+        "SuperNode: it was let in, and has ended: unless somebody stopped it here, its key was unregistered (then it "
+        "needs a new one: `fedkd deploy add-node --new-key`), or its clock went wrong (`fedkd doctor` measures it).",
+        lacks=("Exit Code",),
+    ),
     "its client failed": Rule(
-        (r"(?:query\.hello|train|evaluate) failed: (?P<problem>[^\n]*)",),
+        (_FAILED.pattern,),
         "SuperNode: its client could not do what it was asked for: {problem}",
     ),
     "lost the SuperLink": Rule(
@@ -249,9 +260,21 @@ def which(log: str) -> str | None:
 
 
 def _last_session(log: str) -> str:
-    """Return what was said since the SuperNode or SuperLink was last started, without colours."""
+    """Return what was said since the SuperNode or SuperLink was last started, without colours and what is over."""
     text = without_colours(log)
-    return text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
+    text = text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
+    for trouble, over in _OVER.items():
+        before, end, after = text.rpartition(over)
+        text = f"{before.replace(trouble, '')}{end}{after}"
+    return _forget_failures(text)
+
+
+def _forget_failures(text: str) -> str:
+    """Leave out what clients have failed at before a message that one of them has answered without."""
+    begin, *messages = text.split(_MESSAGE)
+    answered = [k for k, said in enumerate(messages) if "Sent successfully" in said and not _FAILED.search(said)]
+    last = answered[-1] if answered else 0
+    return _MESSAGE.join([begin, *(_FAILED.sub("", said) for said in messages[:last]), *messages[last:]])
 
 
 def _last_place(pattern: str, text: str) -> int:

@@ -1,6 +1,7 @@
 """``fedkd deploy init``, ``add-node`` and ``renew``: write the folders of a deployment, and never over another one."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,9 @@ PRIVATE: Final = 0o600
 READABLE: Final = 0o644
 SCRIPT: Final = 0o755
 FOLDER: Final = 0o700
+README: Final = "README.txt"
 _SECRET: Final = (".key",)
+_ENDS: Final = re.compile(r"its certificate ends on (\S+)\.")
 
 
 def init(
@@ -56,7 +59,7 @@ def init(
     authority = make_authority(now)
     server = make_server(authority, plan.names, now, days)
     with _appearing(folder) as new:
-        _write(new, {PLAN: plan_text(plan), "README.txt": overview(plan, f"{now + timedelta(days=days):%Y-%m-%d}")})
+        _write(new, {PLAN: plan_text(plan), README: overview(plan, f"{now + timedelta(days=days):%Y-%m-%d}")})
         _write(new / CA, {"ca.key": authority.private, "ca.crt": authority.public})
         _write(new / SUPERLINK, {**superlink_files(plan), **_server_files(server), "ca.crt": authority.public})
         given = {} if text is None else {"experiment.toml": text}
@@ -67,26 +70,41 @@ def init(
     return plan
 
 
-def add_node(folder: Path, name: str) -> Plan:
+def add_node(folder: Path, name: str, *, new_key: bool = False) -> Plan:
     """Add one node to a deployment; needs ``operator/`` and ``deployment.toml``, but no authority's key.
 
+    Args:
+        folder: of the deployment.
+        name: of the node.
+        new_key: the node was one before, and gets a new key.
+
     Raises:
-        UserError: the folder holds no deployment, or has such a node.
+        UserError: the folder holds no deployment, or has such a node, or has none that could get a new key.
     """
     plan = read_plan(folder)
     check_node_name(name, "NAME")
-    if name in plan.nodes or (folder / name).exists():
-        raise UserError(f"{folder / name}: expected a new name, found a node that exists: choose another name.")
+    if new_key and name not in plan.nodes:
+        found = f"found {', '.join(plan.nodes)}"
+        raise UserError(f"{folder / PLAN}: expected a node named {name}, {found}: leave --new-key out.")
+    if not new_key and name in plan.nodes:
+        remedy = "choose another name, or give it a new key by --new-key"
+        raise UserError(f"{folder / PLAN}: expected a new name, found a node named {name}: {remedy}.")
+    if (folder / name).exists():
+        remedy = "move it away" if new_key else "choose another name, or move it away"
+        raise UserError(f"{folder / name}: expected no such folder, found one: {remedy}.")
     certificate = folder / OPERATOR / "ca.crt"
     if not certificate.is_file():
         raise UserError(f"{certificate}: expected the authority's certificate, found none: bring operator/ back.")
-    plan = replace(plan, nodes=(*plan.nodes, name))
+    plan = plan if new_key else replace(plan, nodes=(*plan.nodes, name))
     with _appearing(folder / name) as new:
         public = _write_node(new, plan, name, certificate.read_bytes())
         public_keys = folder / OPERATOR / "nodes"
         public_keys.mkdir(FOLDER, exist_ok=True)
         _replace(public_keys / f"{name}.pub", public)  # there may be one of an attempt that was cut off
     _replace(folder / PLAN, plan_text(plan).encode())
+    readme = folder / README
+    if readme.is_file() and (ends := _ENDS.search(readme.read_text(encoding="utf-8"))):
+        _replace(readme, overview(plan, ends[1]).encode())
     return plan
 
 
@@ -110,7 +128,7 @@ def renew(folder: Path, days: int = SERVER_DAYS) -> datetime:
     for name, content in _server_files(server).items():
         _replace(folder / SUPERLINK / name, content)
     end = x509.load_pem_x509_certificate(server.public).not_valid_after_utc
-    _replace(folder / "README.txt", overview(plan, f"{end:%Y-%m-%d}").encode())
+    _replace(folder / README, overview(plan, f"{end:%Y-%m-%d}").encode())
     return end
 
 

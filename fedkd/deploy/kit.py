@@ -24,6 +24,11 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREAD
 export no_proxy="localhost,127.0.0.1,::1${no_proxy:+,$no_proxy}"  # Flower also talks to itself
 """
 
+_NEEDS: Final = """
+command -v {program} > /dev/null ||
+    {{ echo "no {program} in PATH: activate the environment in which fedkd is" >&2; exit 127; }}
+"""
+
 _SUPERLINK: Final = """\
 #!/bin/sh
 # Starts the SuperLink; ends with Ctrl-C or SIGTERM.
@@ -72,7 +77,7 @@ for key in "$@"; do
         echo "$name: $(echo "$said" | tail -n 1)"
     else
         case "$said" in
-        *"[code: 23]"*) echo "$name: registered before; nothing to do (a key that was unregistered stays out)" ;;
+        *"[code: 23]"*) echo "$name: registered before; a key that was unregistered stays out (add-node --new-key)" ;;
         *) echo "$said" >&2; failed="$failed $name" ;;
         esac
     fi
@@ -176,7 +181,7 @@ server.key        secret: stays on this machine
 superlink.sqlite  appears here: registered nodes and runs; without it all nodes must be registered again
 {_PATHS}"""
     return {
-        "start.sh": _SUPERLINK.format(environment=_ENVIRONMENT, bind=bind, port=plan.superlink.port),
+        "start.sh": _SUPERLINK.format(environment=_prepared("flower-superlink"), bind=bind, port=plan.superlink.port),
         service: _SERVICE.format(role="SuperLink", home=HOME, folder="superlink", restart="on-failure"),
         "README.txt": readme,
     }
@@ -202,7 +207,7 @@ node.toml   what this node says of itself
     number = plan.nodes.index(name)
     # Always: a SuperNode that is refused because of its clock, or that lost its SuperLink, exits with 0.
     return {
-        "start.sh": _SUPERNODE.format(environment=_ENVIRONMENT, name=name, superlink=plan.superlink),
+        "start.sh": _SUPERNODE.format(environment=_prepared("flower-supernode"), name=name, superlink=plan.superlink),
         "node.toml": _NODE_CONFIG.format(name=name, number=number),
         service: _SERVICE.format(role=f"SuperNode {name}", home=HOME, folder=name, restart="always"),
         "README.txt": readme,
@@ -229,8 +234,8 @@ sh flwr.sh supernode unregister ID {CONNECTION}    shuts a node out within secon
 sh flwr.sh run APP {CONNECTION}                    runs any other Flower app
 """
     return {
-        "register.sh": _REGISTER.format(environment=_ENVIRONMENT, connect=connect, connection=CONNECTION),
-        "flwr.sh": _FLWR.format(environment=_ENVIRONMENT, connect=connect, connection=CONNECTION),
+        "register.sh": _REGISTER.format(environment=_prepared("flwr"), connect=connect, connection=CONNECTION),
+        "flwr.sh": _FLWR.format(environment=_prepared("flwr"), connect=connect, connection=CONNECTION),
         "README.txt": readme,
     }
 
@@ -261,6 +266,11 @@ def overview(plan: Plan, expires: str) -> str:
             "",
         ]
     )
+
+
+def _prepared(program: str) -> str:
+    """Return how a script begins that needs one of Flower's programs."""
+    return _ENVIRONMENT + _NEEDS.format(program=program)
 
 
 def _bind(plan: Plan) -> str:

@@ -95,7 +95,7 @@ def file_problem(path: Path) -> str | None:
 
 def look_at_node(folder: Path) -> NodeFacts:
     """Read ``node.toml`` and what it names, as the node would: paths begin in its folder."""
-    from fedkd.app.node import NEEDED, OPTIONAL, SIMULATIONS_KEYS, node_of
+    from fedkd.app.node import node_of
     from fedkd.config import Experiment
     from fedkd.data.own import KEY
 
@@ -116,8 +116,7 @@ def look_at_node(folder: Path) -> NodeFacts:
         shared = (commons, *look_at_data(commons)) if commons else ("", None, None)
         misfit = None if data[1] is None or shared[1] is None else _misfit(data[0], commons)
         store = (str(node.store), _writable(node.store))
-    unknown = tuple(key for key in config if key not in (*NEEDED, *OPTIONAL, *SIMULATIONS_KEYS))
-    return NodeFacts(None, client, unknown, store, data, shared, misfit)
+    return NodeFacts(None, client, store, data, shared, misfit)
 
 
 def _misfit(data: str, commons: str) -> str | None:

@@ -14,7 +14,6 @@ class NodeFacts:
     Attributes:
         problem: why ``node.toml`` cannot be used; None if it can.
         client: the client's name.
-        unknown: keys that mean nothing to us.
         store: where states are kept, and whether this user may write there.
         data: where the samples are, what they are in words, and why they cannot be read.
         commons: the same of the commons; empty texts if the experiment says where they are.
@@ -23,7 +22,6 @@ class NodeFacts:
 
     problem: str | None = None
     client: str = ""
-    unknown: tuple[str, ...] = ()
     store: tuple[str, bool] = ("", True)
     data: tuple[str, str | None, str | None] = ("", None, None)
     commons: tuple[str, str | None, str | None] = ("", None, None)
@@ -54,14 +52,13 @@ def node(facts: NodeFacts) -> list[Finding]:
     if facts.problem is not None:
         advice = 'mend it as docs/data.md, "Own data on every node", says'
         return [Finding("node.toml", "fail", facts.problem, advice)]
-    return [_settings(facts), _store(*facts.store), _data(*facts.data), _commons(*facts.commons), *_fit(facts)]
-
-
-def _settings(facts: NodeFacts) -> Finding:
-    if facts.unknown:
-        advice = "remove it, or mend its name: it means nothing here"
-        return Finding("node.toml", "warn", f"client {facts.client}; unknown: {', '.join(facts.unknown)}", advice)
-    return Finding("node.toml", "ok", f"client {facts.client}")
+    return [
+        Finding("node.toml", "ok", f"client {facts.client}"),
+        _store(*facts.store),
+        _data(*facts.data),
+        _commons(*facts.commons),
+        *_fit(facts),
+    ]
 
 
 def _store(path: str, writable: bool) -> Finding:

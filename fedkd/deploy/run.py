@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -103,8 +104,9 @@ def run(
 
     Raises:
         UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
+            The server refuses it as well where it is another one than its folder says.
         LostSightError: the SuperLink no longer answers, and the run may go on.
-        RunError: the run did not complete; the message holds the cause.
+        RunError: the run did not complete; the message holds the cause, and how to go on if a round was finished.
     """
     check_deployable(experiment)
     claim(out)
@@ -115,10 +117,12 @@ def run(
         with log.open("wb") as output, _commands(output, connection) as commands, _app(experiment, server_out) as app:
             _follow(commands, app, told.report)
     except LostSightError as error:
-        raise LostSightError(f"{error}; {_what_now(server_out)}") from None
-    except RunError:
+        raise LostSightError(f"{error}; {_what_now(log, server_out)}") from None
+    except RunError as error:
         _raise_cause(log)
-        raise
+        if _whole(log) not in str(error):  # Flower's command itself failed, and says why
+            raise
+        raise RunError("\n".join([*_told_by_flower(str(error)), *_going_on(log), _whole(log)])) from None
     finally:
         said = announced(_read(log))
         _keep(said, out)
@@ -160,17 +164,39 @@ def _raise_cause(log: Path) -> None:
         RunError: the cause.
     """
     for values in announced(_read(log)).get("failed", [])[-1:]:
+        if values.get("mistake"):
+            raise UserError(printable(values["text"], 2000)) from None
         lines = [printable(line, 600) for line in values["text"].splitlines()]
         if len(lines) > _CAUSE_LINES:
             lines = [*lines[: _CAUSE_LINES // 2], "...", *lines[-_CAUSE_LINES // 2 :]]
-        raise RunError("\n".join([*lines, f"The whole log is in {log}."])) from None
+        raise RunError("\n".join([*lines, *_going_on(log), _whole(log)])) from None
 
 
-def _what_now(server_out: str) -> str:
+def _told_by_flower(text: str) -> list[str]:
+    """Return what Flower says of a failed run: the first line, and a traceback if there is one."""
+    first, *rest, _ = text.splitlines()
+    return [first, *dropwhile(lambda line: not line.startswith("Traceback"), rest)]
+
+
+def _going_on(log: Path) -> list[str]:
+    """Return the line that says how to go on with a run that has finished a round; none if there is nothing to keep."""
+    said = announced(_read(log))
+    if not said.get("round") or not said.get("folder"):
+        return []
+    folder = printable(said["folder"][-1]["path"], 1000)
+    return [f"Its rounds are kept: start the same run again with --server-out {folder} and a new --out."]
+
+
+def _whole(log: Path) -> str:
+    return f"The whole log is in {log}."
+
+
+def _what_now(log: Path, server_out: str) -> str:
     """Return what to do when a run is out of sight."""
-    if not server_out:
+    folder = next((values["path"] for values in announced(_read(log)).get("folder", [])), server_out)
+    if not folder:
         return "its results are on the SuperLink's machine, in runs/ beside its start.sh; next time name --server-out"
-    return f"when the SuperLink answers again, start the same run with the same --server-out {server_out}"
+    return f"when the SuperLink answers again, start the same run with --server-out {printable(folder, 1000)}"
 
 
 class _Told:

@@ -256,7 +256,10 @@ def test_another_experiment_does_not_go_on_there(deployment: Deployment, complet
             deployment.serve(nodes)
     before = {path: path.read_bytes() for path in deployment.out.rglob("*") if path.is_file()}
 
-    with pytest.raises(UserError, match=r"manifest\.json: experiment: expected .*; restore it, or name another folder"):
+    with pytest.raises(
+        UserError,
+        match=r"experiment\.toml: train\.lr: expected what the run began with, 0\.\d+, found 0\.5; restore it, or name",
+    ):
         deployment.serve(nodes, experiment=deployment.experiment.changed(**{"train.lr": 0.5}))
 
     assert {path: path.read_bytes() for path in deployment.out.rglob("*") if path.is_file()} == before

@@ -18,7 +18,6 @@ from fedkd.app.introduction import (
     introduction,
     libraries,
     read_introduction,
-    where_they_differ,
 )
 from fedkd.app.roster import Participant, described, read_answers, roster_of
 from fedkd.app.server import ServerSide
@@ -195,17 +194,6 @@ def test_the_setting_that_differs_is_named(
     expected = f"'{key} = {json.dumps(mine)}'"
     found = f"'{key} = {json.dumps(theirs)}'"
     assert f"experiment: expected {expected} as the server has it, found {found}; give" in str(caught.value)
-
-
-def test_of_a_long_setting_the_part_that_differs_is_shown() -> None:
-    mine, theirs = (f"views = [{', '.join(20 * ['image@16'])}, {last}]" for last in ("image@4", "image@8"))
-    shown = where_they_differ(mine, theirs)
-    assert shown[0].startswith("...")
-    assert shown[0].endswith("image@4]")
-    assert shown[1].endswith("image@8]")
-    assert len(shown[1]) < 80
-    assert where_they_differ("a" * 200, "b" * 200) == ("a" * 80, "b" * 80)
-    assert where_they_differ("abc", "abcd") == ("abc", "abcd")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

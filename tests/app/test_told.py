@@ -55,7 +55,7 @@ def test_a_failure_of_ours_is_announced_without_a_traceback(
     with pytest.raises(type(error)), telling(lambda kind, values: said.append((kind, values))):
         raise error
 
-    assert said == [("failed", {"text": str(error)})]
+    assert said == [("failed", {"text": str(error), "mistake": isinstance(error, UserError)})]
 
 
 def test_any_other_failure_is_announced_with_its_traceback(said: list[tuple[str, Mapping[str, Any]]]) -> None:

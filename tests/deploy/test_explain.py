@@ -40,6 +40,15 @@ REUSED = (
 KEYLESS = (
     "ERROR :     [/v1/fleet/register-node][ApiError:2001] Attempted to register SuperNode with public key: b'-----'\n"
 )
+BACK = "INFO :      Connection successful after 5.94 seconds and 4 tries.\n"
+FAILED_AND_SENT = (
+    "INFO :      Receiving: query.hello message (ID: 7)\nERROR :     query.hello failed: client-1: no data\n"
+    "INFO :      Sending: query.hello message (ID: 8)\nINFO :      Sent successfully\n"
+)
+ANSWERED = (
+    "INFO :      Receiving: query.hello message (ID: 9)\n"
+    "INFO :      Sending: query.hello message (ID: 10)\nINFO :      Sent successfully\n"
+)
 TWICE = "ERROR :     [/v1/control/register-node][ApiError:23] Public key already in use while registering node\n"
 CLOCK = 'INFO [uvicorn.access] 10.0.0.9:37860 - "POST /v1/fleet/activate-node HTTP/1.1" 401\n'
 
@@ -81,7 +90,9 @@ SEEN = [
     ("reused key", SUPERLINK.format(REUSED)),
     ("no key, at the SuperLink", SUPERLINK.format(KEYLESS)),
     ("clock, at the SuperLink", SUPERLINK.format(CLOCK)),
-    ("key registered twice", SUPERLINK.format(TWICE)),
+    ("key registered twice", "flwr supernode register: [code: 23] Public key already in use\n"),
+    ("let in no longer", node("INFO : SuperNode ID: 61\n" + ENDED)),
+    ("let in no longer", node("INFO : SuperNode ID: 61\n" + 3 * RETRY + ENDED)),
     ("port of a SuperNode", node(f"ERROR:    {TAKEN}")),
     ("port of a SuperLink", SUPERLINK.format(f"2026-11-26T11:48:32.540Z ERROR [uvicorn.error] {TAKEN}")),
     ("address in use", f"ERROR:    {TAKEN}"),
@@ -158,13 +169,23 @@ def test_the_line_names_who_it_is_about(log, part):
     [
         "",
         "nothing of ours",
-        node("INFO : SuperNode ID: 61\n" + ENDED),
+        node("INFO : SuperNode ID: 61\n" + 3 * RETRY + BACK),
+        node("INFO : SuperNode ID: 61\n" + FAILED_AND_SENT + ANSWERED),
+        SUPERLINK.format(TWICE),
         SUPERLINK.format('INFO [uvicorn.access] 10.0.0.9:3 - "POST /v1/fleet/activate-node HTTP/1.1" 200'),
     ],
 )
 def test_what_is_well_or_unknown_is_not_explained(log):
     assert which(log) is None
     assert explain(log) is None
+
+
+def test_what_is_over_is_no_explanation():
+    begin = "INFO : SuperNode ID: 61\n"
+    assert which(node(begin + FAILED_AND_SENT)) == "its client failed"
+    assert which(node(begin + ANSWERED + FAILED_AND_SENT)) == "its client failed"
+    assert which(node(begin + RETRY + BACK + FAILED_AND_SENT)) == "its client failed"
+    assert which(node(begin + RETRY + BACK + RETRY)) == "lost the SuperLink"
 
 
 def test_only_the_last_start_counts():

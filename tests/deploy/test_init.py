@@ -1,6 +1,7 @@
 """The folders of a deployment: all or nothing, never over another one, and no key that others may read."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -152,7 +153,40 @@ def test_a_node_is_added_without_the_authoritys_key_and_nothing_else_changes(mad
     assert load_ssh_private_key(after["hospital-c/node.key"], None).public_key() == load_ssh_public_key(
         after["operator/nodes/hospital-c.pub"]
     )
-    assert {name for name in before if after[name] != before[name]} == {"deployment.toml"}
+    assert {name for name in before if after[name] != before[name]} == {"deployment.toml", "README.txt"}
+    told = (made / "README.txt").read_text(encoding="utf-8")
+    assert "hospital-c/" in told
+    assert before["README.txt"].decode().splitlines()[0] == told.splitlines()[0], "the end of the certificate stays"
+
+
+def test_a_node_that_was_unregistered_gets_a_new_key(made):
+    before = contents(made)
+    shutil.rmtree(made / "hospital-b")  # it is on its machine
+
+    deployment.add_node(made, "hospital-b", new_key=True)
+
+    after = contents(made)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"hospital-b/node.key", "operator/nodes/hospital-b.pub"}
+    assert load_ssh_private_key(after["hospital-b/node.key"], None).public_key() == load_ssh_public_key(
+        after["operator/nodes/hospital-b.pub"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hospital-a", "hospital-a: expected no such folder, found one: move it away"),
+        ("hospital-c", r"expected a node named hospital-c, found hospital-a, .*: leave --new-key out"),
+    ],
+)
+def test_a_new_key_is_for_a_node_that_is_not_here(made, name, message):
+    before = contents(made)
+
+    with pytest.raises(UserError, match=message):
+        deployment.add_node(made, name, new_key=True)
+
+    assert contents(made) == before
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ def test_a_node_with_all_that_it_needs():
 @pytest.mark.parametrize(
     ("changes", "name", "verdict"),
     [
-        ({"unknown": ("vieww",)}, "node.toml", "warn"),
         ({"store": ("state", False)}, "store", "fail"),
         ({"data": ("own.npz", None, "no file")}, "data", "fail"),
         ({"commons": ("", None, None)}, "commons", "warn"),

@@ -118,7 +118,7 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
 @pytest.mark.parametrize(
     ("server_out", "what_now"),
     [
-        ("there/run", "; when the SuperLink answers again, start the same run with the same --server-out there/run"),
+        ("there/run", "; when the SuperLink answers again, start the same run with --server-out there/run"),
         ("", "; its results are on the SuperLink's machine, in runs/ beside its start.sh"),
     ],
 )
@@ -253,6 +253,50 @@ def test_a_cause_that_the_server_has_announced_is_said_once_and_alone(flower, tm
         "node 7: client-1: code: expected x",
         f"The whole log is in {tmp_path / 'out' / 'flower.log'}.",
     ]
+
+
+HEARTBEAT = "the Flower run ended as finished:failed: No heartbeat received from the task"
+
+
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        ("0123456789abcdef round {}\n+-- Connection to the SuperLink is unavailable --+", []),
+        (
+            "Traceback (most recent call last):\nImportError: no torch",
+            ["Traceback (most recent call last):", "ImportError: no torch"],
+        ),
+    ],
+)
+def test_a_run_that_flower_has_lost_says_how_to_go_on(flower, tmp_path, failure, shown):
+    whole = f"The whole log is in {tmp_path / 'out' / 'flower.log'}."
+
+    class Lost(Flower):
+        def end(self, announce):
+            announce("folder", {"path": "/srv/runs/first"})
+            self.output.flush()
+            raise RunError("\n".join([HEARTBEAT, failure, whole]))
+
+    flower(Lost)
+
+    with pytest.raises(RunError) as lost:
+        deployed.run(OWN, connection(), tmp_path / "out")
+
+    kept = "Its rounds are kept: start the same run again with --server-out /srv/runs/first and a new --out."
+    assert str(lost.value).splitlines() == [HEARTBEAT, *shown, kept, whole]
+
+
+def test_a_run_that_is_another_one_than_its_folder_says_is_a_mistake(flower, tmp_path):
+    class Refused(Flower):
+        def end(self, announce):
+            announce("failed", {"text": "runs/first/experiment.toml: rounds: expected ...", "mistake": True})
+            self.output.flush()
+            raise RunError("the Flower run ended as finished:failed")
+
+    flower(Refused)
+
+    with pytest.raises(UserError, match=r"^runs/first/experiment\.toml: rounds: expected"):
+        deployed.run(OWN, connection(), tmp_path / "out")
 
 
 def test_a_cause_that_is_shown_moves_no_terminal_and_has_an_end(flower, tmp_path):

@@ -46,6 +46,7 @@ def test_a_node_that_is_unregistered_is_shut_out(running):
     assert running.script("operator/flwr.sh", "supernode", "unregister", node_id, "fedkd").ended() == 0
 
     assert node.ended() == 0  # which is why its service says Restart=always
+    assert which(node.said) == "let in no longer"
     again = running.script("hospital-b/start.sh")
     assert again.ended() == 1
     assert which(again.said) == "key refused"
@@ -58,7 +59,7 @@ def test_a_key_that_is_registered_already_is_skipped(running):
     again = running.script("operator/register.sh", "hospital-a")
 
     assert again.ended() == 0, again.said
-    assert "hospital-a: registered before; nothing to do" in again.said
+    assert "hospital-a: registered before; a key" in again.said
     assert "already in use" not in again.said
 
 
