@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from fedkd.deploy.facts import look_at_data
 from fedkd.deploy.machine_checks import NOT_READABLE, NodeFacts
 from fedkd.deploy.transport import LAST_PORT, Address, parse_address
-from fedkd.errors import UserError
+from fedkd.errors import UserError, unknown
 
 Role = Literal["SuperNode", "SuperLink", "operator"]
 FILES: Final[Mapping[Role, tuple[str, ...]]] = {
@@ -98,11 +98,15 @@ def look_at_node(folder: Path) -> NodeFacts:
     from fedkd.app.node import node_of
     from fedkd.config import Experiment
     from fedkd.data.own import KEY
+    from fedkd.models import registry
 
     try:
         config = tomllib.loads((folder / "node.toml").read_text(encoding="utf-8"))
         _expect_plain(config)
         node = node_of(dict(config), Experiment())
+        named = node.owner.architecture or "mlp"
+        if ":" not in named and named not in registry.names():
+            raise unknown("architecture", named, registry.names())
     except OSError as error:
         return NodeFacts(_why(error))
     except (UserError, ValueError) as error:

@@ -184,6 +184,13 @@ def test_a_key_that_means_nothing_is_named(node):
     assert "unknown key 'vieww': did you mean 'view'?" in look_at_node(node).problem
 
 
+def test_an_architecture_that_does_not_exist_is_named(node):
+    with (node / "node.toml").open("a", encoding="utf-8") as file:
+        file.write('architecture = "cmn"\n')
+
+    assert "unknown architecture 'cmn': did you mean 'cnn'?" in look_at_node(node).problem
+
+
 def test_a_store_that_cannot_be_a_folder(node):
     (node / "state").touch()
     assert look_at_node(node).store == ("state", False)
