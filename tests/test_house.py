@@ -24,8 +24,8 @@ PACKAGES = ("fedkd", "strategies")
 SHIPPED = (*PACKAGES, "simulations", "benchmarks")
 
 _FLOORS = (
-    "errors checks numerics losses ensemble averaging calibration knowledge models privacy config seeding optimisers "
-    "flower_internals",
+    "errors wording checks numerics losses ensemble averaging calibration knowledge models privacy config seeding "
+    "optimisers flower_internals",
     "data metrics task",
     "learner",
     "strategy",
