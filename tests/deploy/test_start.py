@@ -1,6 +1,7 @@
 """What ``fedkd deploy init`` wrote starts a SuperLink and a SuperNode that trust each other: TLS and keys."""
 
 import http.client
+import shutil
 import ssl
 import stat
 
@@ -53,6 +54,11 @@ def test_a_node_that_is_unregistered_is_shut_out(running):
     registered = running.script("operator/register.sh", "hospital-b")
     assert registered.ended() == 0
     assert "a key that was unregistered stays out" in registered.said
+
+    shutil.rmtree(running.folder / "hospital-b")
+    deployment.add_node(running.folder, "hospital-b", new_key=True)
+    assert "registered successfully" in running.script("operator/register.sh", "hospital-b").wait_for("successfully")
+    running.script("hospital-b/start.sh").wait_for("SuperNode ID: ")
 
 
 def test_a_key_that_is_registered_already_is_skipped(running):
