@@ -246,6 +246,17 @@ def test_two_nodes_under_one_name_take_no_part(
     assert "client-0: expected one client of this name, found 2 (nodes 7, 10); give each its own." in caplog.text
 
 
+def test_more_clients_than_expected_take_part_and_it_is_said(
+    nodes: list[Federation], experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = experiment.changed(**{"federation.clients": 2})
+    with caplog.at_level(logging.INFO):
+        roster = roster_from([said_by(node, experiment=common_settings(two)) for node in nodes], two)
+        assert len(roster) == 3
+        roster_from([said_by(node) for node in nodes], experiment)
+    assert caplog.messages == ["3 clients take part, where federation.clients expects 2"]
+
+
 def test_a_run_does_not_start_with_fewer_clients_than_it_must_have(
     nodes: list[Federation], experiment: Experiment
 ) -> None:
