@@ -30,4 +30,6 @@ def test_of_a_long_setting_the_part_that_differs_is_shown() -> None:
     assert shown[1].endswith("image@8]")
     assert len(shown[1]) < 80
     assert where_they_differ("a" * 200, "b" * 200) == ("a" * 80, "b" * 80)
+    digests = [repr(letter * 64) for letter in "ab"]
+    assert where_they_differ(*digests) == ("'aaaaaaaa...'", "'bbbbbbbb...'")
     assert where_they_differ("abc", "abcd") == ("abc", "abcd")

@@ -94,12 +94,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"version": "9"},
         "client-0: version: expected '0.1.0' as the server has it, found '9'; install the same fedkd on both",
     ),
-    "code": ({"code": "0" * 64}, "0'; install the same checkout on both, the strategy's own file included"),
+    "code": (
+        {"code": "0" * 64},
+        "found '00000000...'; install the same checkout on both, the strategy's own file included",
+    ),
     "experiment": ({"experiment": "0" * 64}, "client-0: experiment: expected"),
     "classes": ({"classes": ["0", "1"]}, "client-0: classes: expected ['0', '1', '2'"),
     "public set": (
         {"public-set": "0" * 64},
-        "0'; bring the server's commons to this node, and name the file as commons",
+        "found '00000000...'; bring the server's commons to this node, and name the file as commons",
     ),
     "a setting less": ({"experiment": ['strategy = "fedmd"']}, "expected 'seed = 0' as the server has it, found None"),
     "no settings": ({"experiment": []}, "expected 'strategy = \"fedmd\"' as the server has it, found None"),
