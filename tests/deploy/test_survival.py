@@ -120,10 +120,14 @@ class Killing:
 
     def end(self) -> None:
         """Interrupt what a test has not waited for, and wait until no client half is at work: the next begins alone."""
-        if self._commands and self._commands[-1].process.poll() is None:
-            self.interrupt()
         machines = [self.here.folder / client for client in self.here.clients]
-        wait_until(lambda: not any(of_machine(m, "flwr-clientapp") for m in machines), "the client halves have ended")
+        try:
+            if self._commands and self._commands[-1].process.poll() is None:
+                self.interrupt()
+        finally:
+            if self._commands:
+                self._commands[-1].process.kill()
+            wait_until(lambda: not any(of_machine(m, "flwr-clientapp") for m in machines), "client halves have ended")
 
     def interrupt(self) -> int:
         """Let the operator press Ctrl-C; return how the command ends."""
