@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.engine.commands import without_colours
+from tests.deploy.processes import wait_until
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
@@ -105,6 +106,7 @@ class Run:
             time.sleep(1)
 
     def reply(self) -> dict:
+        wait_until(lambda: "REPLY " in self.log(), "the log, which comes after the run's end, has the reply", 60)
         return json.loads(self.log().rpartition("REPLY ")[2].splitlines()[0])
 
 
