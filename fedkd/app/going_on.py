@@ -61,7 +61,7 @@ def opened(path: Path, experiment: Experiment) -> Iterator[Opened]:
             _forget_hardly_begun(path, experiment)
             yield Opened(RunFolder(path, experiment))
             return
-        expect_unchanged(path, experiment, "restore it, or name another folder as out")
+        expect_unchanged(path, experiment, "name another folder as out (--server-out)")
         if (path / SUMMARY).exists():
             TOLD.info("complete, nothing is left to do: %s", path)
             yield Opened(RunFolder.of(path), complete=True)
@@ -78,7 +78,7 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
     Args:
         path: the run folder.
         experiment: what is to be run now.
-        remedy: what to do about it, as the end of the message.
+        remedy: what else to do about it than to restore what was, as the end of the message.
 
     Raises:
         UserError: names the first that differs.
@@ -87,16 +87,17 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected the manifest of a run, but: {error}; {remedy}.") from error
+        raise UserError(f"{file}: expected the manifest of a run, but: {error}; restore it, or {remedy}.") from error
     now = manifest(experiment)
     for key in DECISIVE:
         then, found = _value(before, key), _value(now, key)
         if then != found:
-            where = f"{file}: {key}"
+            where, restore = f"{file}: {key}", "restore it"
             if key == "experiment" and (setting := _setting_that_differs(path, experiment)):
-                where, then, found = setting
-            before_, now_ = where_they_differ(repr(then), repr(found))
-            raise UserError(f"{where}: expected what the run began with, {before_}, found {now_}; {remedy}.")
+                (where, then, found), restore = setting, "set it so"
+            begun, given = where_they_differ(repr(then), repr(found))
+            what = f"{where}: expected what the run began with, {begun}, found {given}"
+            raise UserError(f"{what}; {restore}, or {remedy}.")
 
 
 def read_records(path: Path, last: RoundRecord) -> list[RoundRecord]:

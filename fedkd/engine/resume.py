@@ -64,7 +64,7 @@ def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
         raise _of_deployment(path)
     _expect_file(path, MANIFEST)
     check(experiment)
-    expect_unchanged(path, experiment, "restore it, or start the run again")
+    expect_unchanged(path, experiment, "start the run again")
     checkpoint = read_newest(path / CHECKPOINTS)
     if checkpoint.states is None:
         found = "found none in them: its clients keep their states"

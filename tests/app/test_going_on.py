@@ -258,7 +258,7 @@ def test_another_experiment_does_not_go_on_there(deployment: Deployment, complet
 
     with pytest.raises(
         UserError,
-        match=r"experiment\.toml: train\.lr: expected what the run began with, 0\.\d+, found 0\.5; restore it, or name",
+        match=r"experiment\.toml: train\.lr: expected what the run began with, 0\.\d+, found 0\.5; set it so, or name",
     ):
         deployment.serve(nodes, experiment=deployment.experiment.changed(**{"train.lr": 0.5}))
 
