@@ -1,4 +1,4 @@
-"""The two ways a run can end early: a user's mistake, or a failed run."""
+"""The ways in which a run can end early: a user's mistake, a failure, an interrupt, or out of sight."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -54,6 +54,18 @@ def seed_torch(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Leave the global generators of Python, NumPy and torch (on the CPU) as they were, whatever is drawn meanwhile."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
+
+
 def pin_arithmetic(threads: int) -> None:
     """Let torch compute in this process what depends on the experiment alone.
 

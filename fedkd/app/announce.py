@@ -47,6 +47,11 @@ def announce_end(announce: Announce, folder: Path) -> None:
     announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
+def is_announcement(line: str) -> bool:
+    """Whether a line looks like an announcement, whoever has written it."""
+    return re.match(r"[0-9a-f]{16} \w+ \{|fedkd reports under ", line) is not None
+
+
 def announced(log: str) -> dict[str, list[dict[str, Any]]]:
     """Return what was announced in a log, by kind (see :func:`announcements`)."""
     found: dict[str, list[dict[str, Any]]] = {}

@@ -40,6 +40,18 @@ class Arrivals:
         self._on_counted = on_counted
         self._waiting: list[Message] = []
 
+    def begin_round(self, unfit: int) -> None:
+        """Count anew what is refused.
+
+        Args:
+            unfit: answers to the hellos before the round that were refused.
+        """
+        self.refused = {refusals.UNFIT: unfit} if unfit else {}
+
+    def go_on(self, versions: Mapping[str, int]) -> None:
+        """Take up where an earlier process was: these rounds' replies have counted, by client key."""
+        self.counted[TRAIN] = dict(versions)
+
     def claims(
         self,
         phase: str,
@@ -74,8 +86,10 @@ class Arrivals:
                 said = read(message, key)
             except KnowledgeError as error:
                 counted = {type_: rounds.get(key, 0) for type_, rounds in self.counted.items()}
-                self._refuse(refusals.reason_of(message, phase, round_, counted))
-                failed[key] = str(error)
+                reason = refusals.reason_of(message, phase, round_, counted)
+                self._refuse(reason)
+                if phase == TRAIN or reason in {None, refusals.INVALID}:  # what is late is no word on an evaluation
+                    failed[key] = str(error)
                 LOG.warning("round %d, %s: %s does not count: %s", round_, phase, key, str(error).splitlines()[-1])
                 continue
             self.counted[phase][key] = round_

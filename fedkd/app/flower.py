@@ -39,6 +39,7 @@ from fedkd.data.own import KEY, Owner, build_node
 from fedkd.errors import UserError
 from fedkd.flower_internals import is_simulation
 from fedkd.knowledge import KnowledgeError
+from fedkd.wording import printable
 
 LOG = logging.getLogger("fedkd")
 STATES = "states"
@@ -56,6 +57,8 @@ def make_server_app() -> ServerApp:
         chosen = nullcontext(Path(out)) if out else new_folder(Path("runs") / experiment.name)
         with _log_shown(), telling(announce), chosen as path, opened(path, experiment) as found:
             announce("folder", {"path": str(path.resolve())})
+            if found.start:
+                announce("kept", {"round": found.start.snapshot.record.round})
             for row in read_lines(path / ROUNDS):  # of an earlier process
                 announce("round", row)
             if not found.complete:
@@ -79,6 +82,7 @@ def _run_in(found: Opened, grid: Grid, experiment: Experiment, context: Context,
         due = is_due(snapshot.record.round, every, experiment.rounds)
         if due:
             checkpoints.save(snapshot, None)  # the clients keep their states
+            announce("kept", {"round": snapshot.record.round})
         return due
 
     def add_round(record: RoundRecord) -> None:
@@ -113,10 +117,18 @@ def make_client_app() -> ClientApp:
     return app
 
 
+class _Printable(logging.Formatter):
+    """Lines without what a terminal obeys: our log also holds clients' words, and operators read it in theirs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line, 2000) for line in super().format(record).splitlines())
+
+
 @contextmanager
 def _log_shown() -> Iterator[None]:
     """Show what our log says, such as who takes part: Flower keeps what a server writes to standard error."""
     log, handler = logging.getLogger("fedkd"), logging.StreamHandler()
+    handler.setFormatter(_Printable())
     before = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedkd import seeding
-from fedkd.app import presence, refusals
+from fedkd.app import presence
 from fedkd.app.arrivals import Arrivals, OnCounted, in_order, too_few
 from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import HELLO, TRAIN
@@ -129,7 +129,8 @@ class ServerSide:
                 self.server, models=dict(start.models), state=dict(start.state), round=start.record.round
             )
             self._common, self.digest = start.common, start.record.digest
-            self.arrivals.counted[TRAIN], self._state_digests = dict(start.versions), dict(start.state_digests)
+            self.arrivals.go_on(start.versions)
+            self._state_digests = dict(start.state_digests)
             self.kept = [{}, start.versions]  # the checkpoint before is still there: whatever it asks for must stay
 
     def look(self, node_ids: Iterable[int]) -> list[Message]:
@@ -157,7 +158,7 @@ class ServerSide:
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
         messages: list[Message] = []
         self._sent = {}
-        self.arrivals.refused = {refusals.UNFIT: len(unfit)} if (unfit := self.presence.unfit) else {}
+        self.arrivals.begin_round(len(self.presence.unfit))
         self.presence.unfit = set()
         packed: Packed = {}
         self._drawn = self._participants(round_)

@@ -50,7 +50,11 @@ def add_node(
     from fedkd.deploy import init as deployment
 
     deployment.add_node(folder, name, new_key=new_key)
-    typer.echo(f"{folder / name}: bring it to its machine")
+    if new_key:
+        typer.echo(f"{folder / name / 'node.key'}: bring it to its machine, in the old one's place")
+        typer.echo("The old key is let in until it is unregistered: sh flwr.sh supernode unregister ID fedkd")
+    else:
+        typer.echo(f"{folder / name}: bring it to its machine")
     typer.echo(f"{folder / 'operator' / 'nodes' / f'{name}.pub'}: register it with sh register.sh {name}")
 
 
@@ -125,13 +129,16 @@ def explain(
 ) -> int:
     """Say in one line what a log of a SuperLink or SuperNode means, and what to do; ends with 1 if nothing is known."""
     from fedkd.deploy.explain import explain as line_for
+    from fedkd.deploy.explain import last_session
 
     try:
         text = sys.stdin.read() if str(log) == "-" else log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{log}: expected a log file, cannot read it: {error.strerror}.") from None
     line = line_for(text)
-    unknown = "the last ERROR line says most" if "ERROR" in text else "no line says ERROR: all may be well"
+    unknown = (
+        "the last ERROR line says most" if "ERROR" in last_session(text) else "no line says ERROR: all may be well"
+    )
     typer.echo(line or f"nothing in it that we know; {unknown}")
     return int(line is None)
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedkd.engine.commands import without_colours
+from fedkd.wording import printable
 
 _SUPERNODE: Final = "Starting Flower SuperNode"
 _SUPERLINK: Final = "Starting Flower SuperLink"
 _TAKEN: Final = r"error while attempting to bind on address \('(?P<host>[^']+)', (?P<port>\d+)"
 _FAILED: Final = re.compile(r"(?:query\.hello|train|evaluate) failed: (?P<problem>[^\n]*)")
+_FAILURE: Final = re.compile(rf"[^\n]*{_FAILED.pattern}")
 _MESSAGE: Final = "Receiving: "
 _OVER: Final = {"Connection attempt failed": "Connection successful"}
 """Troubles, and what is said when they are over."""
@@ -49,12 +51,12 @@ RULES: Final[Mapping[str, Rule]] = {
     "no key file": Rule(
         (_SUPERNODE, r"No such file or directory: '(?P<path>[^'\n]+\.key)'"),
         "SuperNode: there is no {path} in its folder: bring it the one that `fedkd deploy init` made for it; if that "
-        "is lost, make a new node (`fedkd deploy add-node`).",
+        "is lost, give it a new one (`fedkd deploy add-node --new-key`).",
     ),
     "damaged key": Rule(
         (_SUPERNODE, "Exit Code: 302"),
         "SuperNode: its node.key is no private key: bring it the one that `fedkd deploy init` made for it; if that is "
-        "lost, make a new node (`fedkd deploy add-node`).",
+        "lost, give it a new one (`fedkd deploy add-node --new-key`).",
     ),
     "no node.toml": Rule(
         (_SUPERNODE, r"parse_config_args(?s:.{0,9999}?)No such file or directory: '(?P<path>[^'\n]+)'"),
@@ -141,7 +143,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "key registered twice": Rule(
         (r"\[code: 23\]",),
         "Operator: this public key is registered already: nothing to do if it is the same node; two nodes need "
-        "two keys, and so does a node that was unregistered (`fedkd deploy add-node`).",
+        "two keys, and so does a node that was unregistered (`fedkd deploy add-node --new-key`).",
     ),
     "clock, at the SuperLink": Rule(
         (r"(?P<peer>\S+):\d+ - \"POST /v1/fleet/[\w-]+ HTTP/1\.1\" 401",),
@@ -232,14 +234,14 @@ def explain(log: str) -> str | None:
         SuperNode: it was started without a key, and the SuperLink asks for one: give --auth-supernode-private-key \
 node.key (start.sh in its folder does).
     """
-    text = _last_session(log)
+    text = last_session(log)
     name = which(text)
     if name is None:
         return None
     facts: dict[str, str] = {}
     for pattern in RULES[name].needs:
         facts |= [found.groupdict() for found in re.finditer(pattern, text)][-1]
-    return RULES[name].line.format(**facts)
+    return RULES[name].line.format(**{fact: printable(words, 600) for fact, words in facts.items()})
 
 
 def which(log: str) -> str | None:
@@ -247,7 +249,7 @@ def which(log: str) -> str | None:
 
     In a SuperLink's log, where many nodes speak, it is the rule of what happened last; else the most particular one.
     """
-    text = _last_session(log)
+    text = last_session(log)
     fitting = [
         name
         for name, rule in RULES.items()
@@ -259,7 +261,7 @@ def which(log: str) -> str | None:
     return max(fitting, key=lambda name: _last_place(RULES[name].needs[-1], text), default=None)
 
 
-def _last_session(log: str) -> str:
+def last_session(log: str) -> str:
     """Return what was said since the SuperNode or SuperLink was last started, without colours and what is over."""
     text = without_colours(log)
     text = text[max(0, text.rfind(_SUPERNODE), text.rfind(_SUPERLINK)) :]
@@ -270,11 +272,16 @@ def _last_session(log: str) -> str:
 
 
 def _forget_failures(text: str) -> str:
-    """Leave out what clients have failed at before a message that one of them has answered without."""
+    """Leave out what a client has failed at before a message of the same type that it has answered."""
     begin, *messages = text.split(_MESSAGE)
-    answered = [k for k, said in enumerate(messages) if "Sent successfully" in said and not _FAILED.search(said)]
-    last = answered[-1] if answered else 0
-    return _MESSAGE.join([begin, *(_FAILED.sub("", said) for said in messages[:last]), *messages[last:]])
+    answered: set[str] = set()
+    for k, said in reversed(list(enumerate(messages))):
+        kind = said.partition(" ")[0]
+        if kind in answered:
+            messages[k] = _FAILURE.sub("", said)
+        elif "Sent successfully" in said and not _FAILED.search(said):
+            answered.add(kind)
+    return _MESSAGE.join([begin, *messages])
 
 
 def _last_place(pattern: str, text: str) -> int:

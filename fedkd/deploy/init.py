@@ -103,7 +103,7 @@ def add_node(folder: Path, name: str, *, new_key: bool = False) -> Plan:
         _replace(public_keys / f"{name}.pub", public)  # there may be one of an attempt that was cut off
     _replace(folder / PLAN, plan_text(plan).encode())
     readme = folder / README
-    if readme.is_file() and (ends := _ENDS.search(readme.read_text(encoding="utf-8"))):
+    if readme.is_file() and (ends := _ENDS.search(readme.read_text(encoding="utf-8", errors="replace"))):
         _replace(readme, overview(plan, ends[1]).encode())
     return plan
 

@@ -40,8 +40,8 @@ def file(name: str, problem: str | None) -> Finding:
     if problem == NOT_READABLE:
         return Finding(name, "fail", problem, "give it to the user who starts the program here")
     if name == "node.key":
-        advice = "bring the one that `fedkd deploy init` made for it; if that is lost, make a new node by `add-node`"
-        return Finding(name, "fail", problem, advice)
+        made = "bring the one that `fedkd deploy init` made for it"
+        return Finding(name, "fail", problem, f"{made}; if that is lost, a new one: `fedkd deploy add-node --new-key`")
     if name == "ca.crt":
         return Finding(name, "fail", problem, "bring the ca.crt of this deployment; it is no secret, operator/ has it")
     return Finding(name, "fail", problem, "bring server.crt and server.key anew; `fedkd deploy renew` makes both")

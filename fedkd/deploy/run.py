@@ -13,7 +13,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fedkd.app.announce import announced, announcements
+from fedkd.app.announce import announced, announcements, is_announcement
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import CLIENTS, FLOWER_LOG, ROUNDS, claim
 from fedkd.config import Experiment
@@ -128,7 +128,7 @@ def run(
         _keep(said, out)
     if not said.keys() >= _END:  # Flower calls a server that ended early "completed"
         _raise_cause(log)
-        raise RunError(f"the run ended without a result; its log is {log}.")
+        raise RunError("\n".join(["the run ended without a result.", *_going_on(log), _whole(log)]))
     return {**said["summary"][-1], "folder": said["folder"][-1]["path"]}
 
 
@@ -173,18 +173,20 @@ def _raise_cause(log: Path) -> None:
 
 
 def _told_by_flower(text: str) -> list[str]:
-    """Return what Flower says of a failed run: the first line, and a traceback if there is one."""
-    first, *rest, _ = text.splitlines()
-    return [first, *dropwhile(lambda line: not line.startswith("Traceback"), rest)]
+    """Return what Flower says of a failed run: its own words, and the traceback of a server that has crashed."""
+    lines = [printable(line, 600) for line in text.splitlines()[:-1] if not is_announcement(line)]
+    crashed = "heartbeat" not in lines[0]  # a server that was killed leaves none: it would be a client's
+    return [lines[0], *dropwhile(lambda line: not line.startswith("Traceback"), lines[1:] if crashed else [])]
 
 
 def _going_on(log: Path) -> list[str]:
-    """Return the line that says how to go on with a run that has finished a round; none if there is nothing to keep."""
+    """Return the line that says how to go on with a run that has left a checkpoint; none if it has not."""
     said = announced(_read(log))
-    if not said.get("round") or not said.get("folder"):
+    if not said.get("kept") or not said.get("folder"):
         return []
+    kept = f"It is kept up to round {said['kept'][-1]['round']}: when the cause is gone,"
     folder = printable(said["folder"][-1]["path"], 1000)
-    return [f"Its rounds are kept: start the same run again with --server-out {folder} and a new --out."]
+    return [f"{kept} start the same run again with --server-out {folder} and a new --out."]
 
 
 def _whole(log: Path) -> str:
@@ -196,7 +198,8 @@ def _what_now(log: Path, server_out: str) -> str:
     folder = next((values["path"] for values in announced(_read(log)).get("folder", [])), server_out)
     if not folder:
         return "its results are on the SuperLink's machine, in runs/ beside its start.sh; next time name --server-out"
-    return f"when the SuperLink answers again, start the same run with --server-out {printable(folder, 1000)}"
+    same = f"start the same run with --server-out {printable(folder, 1000)} and a new --out"
+    return f"when the SuperLink answers again, {same}"
 
 
 class _Told:

@@ -205,7 +205,10 @@ def failure(problem: str, output: IO[bytes]) -> RunError:
     start = max((n for n, line in enumerate(lines) if line.startswith("Traceback")), default=None)
     if start is not None:
         lines = list(itertools.takewhile(lambda line: not line.startswith("ERROR :"), lines[start:]))
-    return RunError("\n".join([problem, *lines[-_CAUSE_LINES:], f"The whole log is in {log}."]))
+    if len(lines) > _CAUSE_LINES:
+        begin = [] if start is None else lines[:1]  # by which a reader knows a traceback
+        lines = [*begin, *lines[1 - _CAUSE_LINES :]]
+    return RunError("\n".join([problem, *lines, f"The whole log is in {log}."]))
 
 
 def without_colours(text: str) -> str:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedkd.models import ModelSpec, skeleton
+from fedkd.seeding import generators_restored
 
 LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
 """Multiplications of one client's step (forward) up to which vectorising was faster, by type of device: see decision 5.
@@ -27,9 +28,12 @@ def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) 
 
 @lru_cache
 def multiplications(spec: ModelSpec) -> int:
-    """Return the number of multiplications of a forward pass of one sample, by torch's own formulas."""
+    """Return the number of multiplications of a forward pass of one sample, by torch's own formulas.
+
+    It is counted once in a process, so a model of one's own that draws must not notice whether it was.
+    """
     counter = _Multiplications()
-    with counter, torch.no_grad():
+    with generators_restored(), counter, torch.no_grad():
         skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
     return counter.total
 

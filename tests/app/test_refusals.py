@@ -152,3 +152,15 @@ def test_an_evaluation_of_an_earlier_round_is_replayed() -> None:
         take_evaluations(rounds.side, messages, [*old, *replies])
         old = replies[:1]
     assert rounds.side.arrivals.refused == {"replayed": 1}
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_an_evaluation_that_only_late_replies_came_to_is_no_failure(late: bool) -> None:
+    rounds = Rounds()
+    *others, third = rounds.replies(1)
+    rounds.refused(1, others)
+
+    found = take_evaluations(rounds.side, evaluate_messages(rounds.side), [third] if late else [])
+
+    assert found.unmeasured == dict.fromkeys(["client-0", "client-1", "client-2"], "no reply in time")
+    assert rounds.side.arrivals.refused == ({"late": 1} if late else {})

@@ -9,7 +9,7 @@ from fedkd.app.roster import read_answers, roster_of
 from fedkd.app.wire import HEADER
 from fedkd.config import Experiment
 from fedkd.data.federation import build
-from fedkd.deploy.explain import RULES, explain, which
+from fedkd.deploy.explain import RULES, explain, last_session, which
 from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.strategy.registry import create
@@ -186,6 +186,19 @@ def test_what_is_over_is_no_explanation():
     assert which(node(begin + ANSWERED + FAILED_AND_SENT)) == "its client failed"
     assert which(node(begin + RETRY + BACK + FAILED_AND_SENT)) == "its client failed"
     assert which(node(begin + RETRY + BACK + RETRY)) == "lost the SuperLink"
+    assert "ERROR" not in last_session(node(begin + FAILED_AND_SENT + ANSWERED))
+
+
+def test_a_trouble_with_training_is_not_over_when_an_evaluation_is_answered():
+    begin, train = "INFO : SuperNode ID: 61\n", FAILED_AND_SENT.replace("query.hello", "train")
+    evaluated = ANSWERED.replace("query.hello", "evaluate")
+    assert "client-1: no data" in explain(node(begin + 3 * (ANSWERED + train + evaluated)))
+    assert which(node(begin + train + evaluated + ANSWERED.replace("query.hello", "train"))) is None
+
+
+def test_what_a_log_says_moves_no_terminal():
+    log = node("INFO : SuperNode ID: 61\n" + FAILED_AND_SENT.replace("no data", "\x1b]0;owned\x07"))
+    assert explain(log).endswith("client-1:  ]0;owned ")
 
 
 def test_only_the_last_start_counts():

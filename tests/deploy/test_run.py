@@ -14,6 +14,7 @@ from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
 from fedkd.deploy import run as deployed
 from fedkd.deploy.run import Connection
+from fedkd.engine.commands import failure
 from fedkd.engine.interrupts import stop_in_order
 from fedkd.errors import LostSightError, RunError, UserError
 
@@ -109,7 +110,7 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
 
     flower(Early)
 
-    with pytest.raises(RunError, match=r"ended without a result; its log is .*flower\.log"):
+    with pytest.raises(RunError, match=r"ended without a result\.\nThe whole log is in .*flower\.log"):
         deployed.run(OWN, connection(), tmp_path / "out")
 
     assert not (tmp_path / "out" / "summary.json").exists()
@@ -118,7 +119,10 @@ def test_a_run_without_a_result_is_an_error(flower, tmp_path):
 @pytest.mark.parametrize(
     ("server_out", "what_now"),
     [
-        ("there/run", "; when the SuperLink answers again, start the same run with --server-out there/run"),
+        (
+            "there/run",
+            "; when the SuperLink answers again, start the same run with --server-out there/run and a new --out",
+        ),
         ("", "; its results are on the SuperLink's machine, in runs/ beside its start.sh"),
     ],
 )
@@ -255,35 +259,40 @@ def test_a_cause_that_the_server_has_announced_is_said_once_and_alone(flower, tm
     ]
 
 
-HEARTBEAT = "the Flower run ended as finished:failed: No heartbeat received from the task"
+ENDED = "the Flower run ended as finished:failed: "
+HEARTBEAT = f"{ENDED}No heartbeat received from the task"
+TRACE = ["Traceback (most recent call last):", *["  in a file"] * 30, "ImportError: no \x1b]0;torch\x07"]
+SHOWN = ["Traceback (most recent call last):", *["  in a file"] * 18, "ImportError: no  ]0;torch "]
+KEPT = "It is kept up to round 2: when the cause is gone, start the same run again with --server-out /srv/runs/first"
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(
-    ("failure", "shown"),
+    ("problem", "log", "shown"),
     [
-        ("0123456789abcdef round {}\n+-- Connection to the SuperLink is unavailable --+", []),
-        (
-            "Traceback (most recent call last):\nImportError: no torch",
-            ["Traceback (most recent call last):", "ImportError: no torch"],
-        ),
+        (HEARTBEAT, ["MARK round {}", "+-- Connection to the SuperLink is unavailable --+"], []),
+        (HEARTBEAT, TRACE, []),  # a client's: a server that was killed leaves none
+        (f"{ENDED}Unhandled exception", TRACE, SHOWN),
+        (f"{ENDED}Unhandled exception", ["MARK round {}"], []),
     ],
 )
-def test_a_run_that_flower_has_lost_says_how_to_go_on(flower, tmp_path, failure, shown):
-    whole = f"The whole log is in {tmp_path / 'out' / 'flower.log'}."
-
+def test_a_run_that_flower_has_lost_says_how_to_go_on(flower, tmp_path, problem, log, shown, kept):
     class Lost(Flower):
         def end(self, announce):
             announce("folder", {"path": "/srv/runs/first"})
+            if kept:
+                announce("kept", {"round": 2})
+            self.output.write("\n".join([*log, ""]).replace("MARK", "0123456789abcdef").encode())
             self.output.flush()
-            raise RunError("\n".join([HEARTBEAT, failure, whole]))
+            raise failure(problem, self.output)
 
     flower(Lost)
 
     with pytest.raises(RunError) as lost:
         deployed.run(OWN, connection(), tmp_path / "out")
 
-    kept = "Its rounds are kept: start the same run again with --server-out /srv/runs/first and a new --out."
-    assert str(lost.value).splitlines() == [HEARTBEAT, *shown, kept, whole]
+    whole = f"The whole log is in {tmp_path / 'out' / 'flower.log'}."
+    assert str(lost.value).splitlines() == [problem, *shown, *([f"{KEPT} and a new --out."] if kept else []), whole]
 
 
 def test_a_run_that_is_another_one_than_its_folder_says_is_a_mistake(flower, tmp_path):

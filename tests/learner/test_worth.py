@@ -1,15 +1,22 @@
 """What training together pays for: multiplications, counted, against a limit."""
 
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedkd.learner import worth
+from fedkd.learner.fit import predict
+from fedkd.learner.model import fresh
+from fedkd.learner.requests import Predict
 from fedkd.learner.worth import multiplications, worth_it
 from fedkd.models import ModelSpec, skeleton
+from fedkd.seeding import seed_everything
 
 
 def test_multiplications_are_those_of_the_layers() -> None:
@@ -45,3 +52,27 @@ assert multiplications(ModelSpec("cnn", (1, 8, 8), 10, 64)) > 0
 sys.exit("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Noisy(nn.Module):
+    """Draws in evaluation as well, of all three generators."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        noise = random.random() + np.random.random()  # noqa: S311
+        return inputs.flatten(1)[:, :8] + torch.randn(8) + noise
+
+
+def noisy(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    return Noisy()
+
+
+def test_a_model_that_draws_does_not_notice_that_it_was_counted() -> None:
+    """It is counted once in a process: bits would depend on how many processes there are."""
+    model = fresh(ModelSpec(f"{__name__}:noisy", (1, 4, 4), 3, feature_width=8), 0, torch.empty(0))
+    found = []
+    for cold in (True, False):
+        if cold:
+            multiplications.cache_clear()
+        seed_everything(5)
+        found.append(predict(Predict(model, torch.zeros(2, 1, 4, 4))))
+    assert torch.equal(*found)
