@@ -48,6 +48,7 @@ def test_a_node_that_is_unregistered_is_shut_out(running):
 
     assert node.ended() == 0  # which is why its service says Restart=always
     assert which(node.said) == "let in no longer"
+    assert which(running.superlink.said) == "clock, at the SuperLink"  # which says: or its key was unregistered
     again = running.script("hospital-b/start.sh")
     assert again.ended() == 1
     assert which(again.said) == "key refused"
