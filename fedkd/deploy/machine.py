@@ -104,8 +104,8 @@ def look_at_node(folder: Path) -> NodeFacts:
         config = tomllib.loads((folder / "node.toml").read_text(encoding="utf-8"))
         _expect_plain(config)
         node = node_of(dict(config), Experiment())
-        named = node.owner.architecture or "mlp"
-        if ":" not in named and named not in registry.names():
+        named = node.owner.architecture
+        if named is not None and ":" not in named and named not in registry.names():
             raise unknown("architecture", named, registry.names())
     except OSError as error:
         return NodeFacts(_why(error))
