@@ -106,7 +106,7 @@ def run(
         UserError: the experiment cannot be run on a deployment, or ``out`` holds something.
             The server refuses it as well where it is another one than its folder says.
         LostSightError: the SuperLink no longer answers, and the run may go on.
-        RunError: the run did not complete; the message holds the cause, and how to go on if a round was finished.
+        RunError: the run did not complete; the message holds the cause, and how to go on from a checkpoint.
     """
     check_deployable(experiment)
     claim(out)
