@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.numerics import all_finite
+
 _SHORT = 40  # characters of text that a message repeats
 _unchecked: ContextVar[bool] = ContextVar("_unchecked", default=False)
 
@@ -82,16 +84,14 @@ def expect_finite(name: str, value: Tensor) -> None:
     Raises:
         ValueError: a number is NaN or infinite.
     """
-    # The sum is finite if all numbers are, and takes a tenth of the time of a look at each of them.
-    if not _readable(value) or not value.is_floating_point() or math.isfinite(value.detach().sum().item()):
+    if not _readable(value) or all_finite(value):
         return
     bad = (~value.detach().isfinite()).nonzero()
-    if len(bad):  # or finite numbers have a sum that is not
-        where = tuple(bad[0].tolist())
-        raise ValueError(
-            f"{name}: expected finite numbers, found {value[where].item()} at {where}, "
-            f"and NaN or infinity in {len(bad)} of {value.numel()} places."
-        )
+    where = tuple(bad[0].tolist())
+    raise ValueError(
+        f"{name}: expected finite numbers, found {value[where].item()} at {where}, "
+        f"and NaN or infinity in {len(bad)} of {value.numel()} places."
+    )
 
 
 def expect_numbers(name: str, value: Tensor) -> None:

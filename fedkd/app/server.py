@@ -35,6 +35,7 @@ from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
+from fedkd.numerics import all_finite
 from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 
@@ -307,7 +308,7 @@ class ServerSide:
         """Stop before a result that is no number is sent to everybody."""
         common = {} if self._common is None else self._common.to_tensors()
         for name, tensor in {**flatten(self.server.models, self.server.state), **common}.items():
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 what = f"round {self.server.round}: {name} is not finite after the server's half"
                 raise RunError(f"{what}; lower the learning rate, or look for a client that sends nonsense.")
 

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -68,9 +68,14 @@ def digest(*parts: Mapping[str, Tensor] | str) -> str:
             sha.update(f"text {part}\n".encode())
             continue
         for name, tensor in sorted(part.items()):
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(raw_bytes(tensor.detach().cpu().contiguous()).data)
+            sha.update(_described(name, tensor.dtype, tensor.shape))
+            sha.update(contents(tensor).data)
     return sha.hexdigest()
+
+
+@lru_cache(4096)
+def _described(name: str, dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{name} {dtype} {tuple(shape)}\n".encode()
 
 
 class States(Protocol, Generic[S]):
@@ -167,11 +172,10 @@ def to_bytes(state: Mapping[str, Tensor]) -> bytes:
         TypeError: a tensor has a type that such a file cannot hold.
     """
     expect_storable(state)
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # By falling alignment, as the library does, so that every tensor lies at a multiple of its element size.
-    ordered = sorted(flat.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header = _header(tuple((name, t.dtype, tuple(t.shape)) for name, t in ordered))
-    return b"".join([header, *(raw_bytes(t).data for _, t in ordered)])
+    return b"".join([header, *(contents(t).data for _, t in ordered)])
 
 
 def expect_storable(state: Mapping[str, Tensor]) -> None:
@@ -199,10 +203,16 @@ def _header(layout: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
-def raw_bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return a contiguous tensor's memory, whatever its type: NumPy has no bfloat16."""
-    array: NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
-    return array
+def contents(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's elements in their order, contiguous, on the CPU; shared with it wherever that is so already.
+
+    Of a type that NumPy does not have, such as bfloat16, they are bytes.
+    """
+    try:
+        array: NDArray[Any] = tensor.numpy(force=True)
+    except TypeError:
+        array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(array)
 
 
 def from_bytes(content: bytes) -> State:

@@ -26,6 +26,7 @@ from fedkd.app.wire import (
 )
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
 from fedkd.knowledge.codecs import Codec
+from fedkd.numerics import all_finite
 from fedkd.strategy.base import Payload, payload_type
 
 SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
@@ -137,7 +138,7 @@ def read_evaluation(
             found = f"{logits.dtype} of shape {tuple(logits.shape)}"
             raise KnowledgeError(f"evaluation: expected floating-point logits of shape {rows}, found {found}")
         _expect_whole(message, header, EXTRA)
-        return scores, logits if torch.isfinite(logits).all() else None
+        return scores, logits if all_finite(logits) else None
 
 
 @contextmanager

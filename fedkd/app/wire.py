@@ -199,7 +199,7 @@ def _snapshot(tensor: Tensor) -> Tensor:
     """Return what a tensor holds now, whatever its owner does to it later: nobody can change one made for inference."""
     if tensor.is_inference() and not (tensor.is_conj() or tensor.is_neg()):
         return tensor
-    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -8,13 +8,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedkd.app.state import raw_bytes
+from fedkd.app.state import contents
 
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
@@ -27,7 +27,7 @@ class Columns:
         groups: of rows with one layout: their numbers, the layout, and for each name the memory of the stacked tensors.
     """
 
-    groups: Sequence[tuple[Sequence[int], Layout, Sequence[NDArray[np.uint8]]]]
+    groups: Sequence[tuple[Sequence[int], Layout, Sequence[NDArray[Any]]]]
 
 
 def as_columns(rows: Sequence[Mapping[str, Tensor]]) -> Columns:
@@ -38,7 +38,7 @@ def as_columns(rows: Sequence[Mapping[str, Tensor]]) -> Columns:
     groups = []
     for layout, members in grouped.items():
         stacked = [torch.stack([rows[k][name].detach().cpu() for k in members]) for name, _, _ in layout]
-        groups.append((members, layout, [raw_bytes(tensor) for tensor in stacked]))
+        groups.append((members, layout, [contents(tensor) for tensor in stacked]))
     return Columns(groups)
 
 

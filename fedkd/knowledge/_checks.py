@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fedkd.numerics import all_finite
+
 
 class KnowledgeError(ValueError):
     """A payload that breaks the round's contract; the message says what was expected and what was found."""
@@ -38,7 +40,7 @@ def expect_layout(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torc
 
 def expect_finite(name: str, tensor: Tensor) -> None:
     """Expect neither NaN nor infinity."""
-    if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise KnowledgeError(
             f"{name}: expected finite values, found {int((~torch.isfinite(tensor)).sum())} that are not"
         )

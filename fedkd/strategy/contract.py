@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from fedkd.config import Experiment, StrategySettings, parse, validate
 from fedkd.errors import UserError
 from fedkd.knowledge import KINDS
+from fedkd.numerics import all_finite
 from fedkd.strategy._probe import PROBE, expect, kind_name, name_of
 from fedkd.strategy.base import MethodCard, Payload, Strategy, payload_type
 from fedkd.strategy.registry import find
@@ -355,7 +356,7 @@ def _expect_failure(strategy: str | type[Strategy], result: Ran, what: str, reas
 
 
 def _expect_finite(strategy: str | type[Strategy], result: Ran) -> None:
-    damaged = [name for name, tensor in _tensors(result) if not bool(torch.isfinite(tensor).all())]
+    damaged = [name for name, tensor in _tensors(result) if not all_finite(tensor)]
     expect(not damaged, strategy, f"not finite after the run: {', '.join(damaged[:3])}")
 
 

@@ -1,7 +1,9 @@
 """Clients' states: addressed by version, whole or not there, and told apart by every bit."""
 
+import hashlib
 import os
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,15 @@ def test_models_and_tensors_come_apart_again() -> None:
 # --- digest
 
 BASE: dict[str, Tensor] = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3, 4]])}
+
+
+def test_the_digest_is_the_sha_256_of_names_types_shapes_and_contents() -> None:
+    half = torch.tensor([[1.0], [-2.0]], dtype=torch.bfloat16)  # the upper half of a float32's bits
+    content = b"a torch.float32 (2,)\n" + struct.pack("<2f", 1, 2)
+    content += b"b torch.int64 (1, 2)\n" + struct.pack("<2q", 3, 4)
+    content += b"c torch.bfloat16 (2, 1)\n" + b"".join(struct.pack("<f", value)[2:] for value in (1, -2))
+
+    assert digest({"c": half, **BASE}, "then") == hashlib.sha256(content + b"text then\n").hexdigest()
 
 
 def test_the_digest_does_not_depend_on_order() -> None:
