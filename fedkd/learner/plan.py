@@ -10,8 +10,11 @@ from itertools import pairwise
 import torch
 
 from fedkd.config import Experiment
-from fedkd.data.federation import build
+from fedkd.data.federation import Federation, build
 from fedkd.learner.worth import vectorisable, worth_it
+
+SORTED_CHUNKS = 8
+"""Chunks' clients that are sorted by their samples: of more, too many replies would wait for their turn to be taken."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Cohort:
 def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     """Divide clients into cohorts, and these into chunks of nearly equal size.
 
+    Those in a chunk have about as many samples, so that they take about as many steps together.
+
     Args:
         experiment: names the plan, and the largest chunk.
         keys: of the clients that take part.
@@ -50,8 +55,15 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
         pays = vectorisable(spec, autocast=train.autocast) and worth_it([spec], train.batch_size, device)
         together = engine.plan == "cohorts" and pays
         number = -(-len(group) // engine.cohort_size) if together else len(group)
-        cohorts.append(Cohort(architecture, view, together, _cut(group, number)))
+        ordered = _by_samples(group, federation, SORTED_CHUNKS * engine.cohort_size) if together else group
+        cohorts.append(Cohort(architecture, view, together, _cut(ordered, number)))
     return cohorts
+
+
+def _by_samples(keys: list[str], federation: Federation, window: int) -> list[str]:
+    """Sort each of the windows that follow one another by the number of samples, the most first."""
+    windows = [keys[start : start + window] for start in range(0, len(keys), window)]
+    return [key for one in windows for key in sorted(one, key=lambda key: -len(federation.holdings[key].train))]
 
 
 def _cut(group: list[str], number: int) -> tuple[tuple[str, ...], ...]:

@@ -84,7 +84,8 @@ def test_one_by_one_every_client_is_a_unit() -> None:
     ],
 )
 def test_cohorts_share_architecture_and_view(size: int, chosen: Sequence[int], expected: list[list[int]]) -> None:
-    experiment = experiment_of("cohorts", size)
+    equal_shards = {"federation.partition": "iid", "data.public": 45}
+    experiment = experiment_of("cohorts", size).changed(**equal_shards)
 
     assert names(units(tasks(experiment, chosen), experiment)) == expected
 

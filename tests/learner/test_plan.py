@@ -8,7 +8,10 @@ import torch
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.learner import cohort, worth
+from fedkd.learner import plan as plan_module
 from fedkd.learner.plan import plan
+
+HALVES = slice(0, 6), slice(6, 12)
 
 
 def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
@@ -28,6 +31,23 @@ def test_one_by_one_everybody_is_alone() -> None:
 @pytest.mark.parametrize(("size", "expected"), [(32, [12]), (12, [12]), (11, [6, 6]), (5, [4, 4, 4]), (2, [2] * 6)])
 def test_chunks_are_as_equal_as_can_be(size: int, expected: list[int]) -> None:
     assert sizes(experiment_of(engine__cohort_size=size)) == [("cnn", True, expected)]
+
+
+def test_clients_with_about_as_many_samples_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_of(engine__cohort_size=3, federation__partition="dirichlet", federation__alpha=0.5)
+    samples = {key: len(holding.train) for key, holding in build(experiment).holdings.items()}
+
+    def found() -> list[list[int]]:
+        (one,) = plan(experiment, samples)
+        assert sorted(key for chunk in one.chunks for key in chunk) == sorted(samples)
+        return [[samples[key] for key in chunk] for chunk in one.chunks]
+
+    falling = sorted(samples.values(), reverse=True)
+    assert found() == [falling[0:3], falling[3:6], falling[6:9], falling[9:12]]
+    assert falling[0] > falling[-1]
+    monkeypatch.setattr(plan_module, "SORTED_CHUNKS", 2)
+    first, second = (sorted([samples[key] for key in sorted(samples)[half]], reverse=True) for half in HALVES)
+    assert found() == [first[0:3], first[3:6], second[0:3], second[3:6]]
 
 
 def test_a_large_step_is_not_vectorised() -> None:
