@@ -1,38 +1,18 @@
-"""Going on with a run that was cut off: the same end, bit for bit, wherever and however it was cut."""
+"""Going on with a run that was cut off: the same end, bit for bit, wherever it was cut."""
 
-import json
 import logging
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fedkd
-from fedkd import config
-from fedkd.app import going_on as module
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import locked, read_lines
 from fedkd.config import Experiment
-from fedkd.engine.resume import read_cut_off, resume
+from fedkd.engine.resume import resume
 from fedkd.engine.simulate import simulate
-from fedkd.errors import RunError, UserError
+from tests.engine.cutting import SMALL, Cut, assert_nothing_is_left_over, cut_after, cut_off, left
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL: Mapping[str, Any] = {
-    "rounds": 5,
-    "data": {"public": 40, "public_per_round": 30, "validation": 1200, "test": 40},
-    "federation": {"clients": 4, "architectures": ("mlp", "linear"), "feature_width": 8, "min_samples": 5},
-    "train": {"local_epochs": 1},
-    "strategies": {"feddf": {"distil_epochs": 1}, "fedmd": {"transfer_epochs": 1, "digest_epochs": 1}},
-}
 KEEPER = '''
 """A strategy whose clients and server keep tensors of unusual types, and whose set-up must not run twice."""
 
@@ -68,50 +48,12 @@ class Keeper(Strategy):
 '''
 
 
-class Cut(Exception):
-    """Ends a run from outside."""
-
-
-def cut_after(round_: int) -> Callable[[RoundRecord], None]:
-    def stop(record: RoundRecord) -> None:
-        if record.round == round_:
-            raise Cut
-
-    return stop
-
-
-def cut_off(experiment: Experiment, folder: Path, round_: int) -> Path:
-    with pytest.raises(Cut):
-        simulate(experiment, out=folder, on_round=cut_after(round_))
-    return folder
-
-
-def left(folder: Path) -> dict[str, object]:
-    """Return all that a run leaves but times and checkpoints, by file name."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith(("checkpoints/", "experiment", "report")):
-            found[name] = path.read_bytes()
-    found["rounds.jsonl"] = [{**row, "seconds": 0} for row in read_lines(folder / "rounds.jsonl")]
-    found["summary.json"] = {**json.loads((folder / "summary.json").read_text(encoding="utf-8")), "seconds": 0}
-    return found
-
-
-def assert_nothing_is_left_over(folder: Path) -> None:
-    assert not [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
-    assert len(list((folder / "checkpoints").iterdir())) <= 2
-
-
 @pytest.fixture
 def own_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "strategies").mkdir()
     (tmp_path / "strategies" / "keeper.py").write_text(KEEPER, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-
-
-# --- the same end
 
 
 @pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
@@ -239,255 +181,3 @@ def test_a_damaged_checkpoint_costs_a_round_and_not_a_bit(tmp_path: Path, caplog
     assert told == [3, 4, 5]
     assert left(folder) == left(tmp_path / "whole")
     assert_nothing_is_left_over(folder)
-
-
-# --- what is refused
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return cut_off(Experiment(strategy="fedmd", **{**SMALL, "rounds": 2}), tmp_path / "run", 1)
-
-
-def test_a_complete_run_or_no_run_is_refused(tmp_path: Path, folder: Path) -> None:
-    for nothing in (tmp_path, tmp_path / "missing", folder / "manifest.json"):
-        with pytest.raises(UserError, match=r"expected the folder of a run, found no experiment.toml in it"):
-            resume(nothing)
-    resume(folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"run: expected a run that was cut off, found a complete one"):
-        resume(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("missing", [None, "manifest.json"])
-@pytest.mark.parametrize("log", [False, True])
-def test_a_run_of_a_deployment_is_gone_on_with_by_the_command_that_began_it(
-    folder: Path, log: bool, missing: str | None
-) -> None:
-    own = config.load(folder / "experiment.toml").changed(**{"federation.partition": "own"})
-    (folder / "experiment.toml").write_text(own.to_toml(), encoding="utf-8")
-    if log:  # the operator's command writes it, the server does not
-        (folder / "flower.log").touch()
-    if missing:
-        (folder / missing).unlink()
-    command = "go on with: fedkd deploy run EXPERIMENT --superlink HOST:PORT --root-certificates ca.crt --server-out"
-
-    with pytest.raises(UserError) as refused:
-        resume(folder)
-
-    assert f"{command} {'FOLDER, the same as before.' if log else folder}" in str(refused.value)
-    assert ("found the operator's folder of a deployment" in str(refused.value)) == log
-
-
-def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
-    experiment = Experiment(strategy="fedmd", **SMALL, engine={"checkpoint_every": 0})
-    folder = cut_off(experiment, tmp_path / "run", 2)
-
-    assert not (folder / "checkpoints").exists()
-    with pytest.raises(
-        UserError, match=r"expected a checkpoint to go on from, found none; start again with: fedkd run"
-    ):
-        resume(folder)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("code", "f" * 64),
-        ("data", "f" * 64),
-        ("public_set", "f" * 64),
-        ("cpu_capability", "AVX9"),
-        ("versions", {"torch": "1.0", "numpy": None}),
-    ],
-)
-def test_what_decides_the_bits_must_be_as_it_was(folder: Path, key: str, value: object) -> None:
-    path = folder / "manifest.json"
-    values = {**json.loads(path.read_text(encoding="utf-8")), key: value}
-    path.write_text(json.dumps(values), encoding="utf-8")
-
-    with pytest.raises(UserError, match=rf"manifest.json: {key}[.a-z]*: expected what the run began with, .*found"):
-        resume(folder)
-
-    path.write_text(json.dumps({**values, "public_set": 0, key: value}), encoding="utf-8")
-    named = min(key, "public_set", key=[k.split(".")[0] for k in module.DECISIVE].index)
-    with pytest.raises(UserError, match=rf"manifest.json: {named}"):  # the first that differs
-        resume(folder)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "{}"])
-def test_a_damaged_manifest_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
-
-    with pytest.raises(UserError, match=r"manifest.json: .*start the run again"):
-        resume(folder)
-
-
-@pytest.mark.parametrize("change", ["rounds = 3", "seed = 7", "lr = 0.5", 'plan = "cohorts"', "evaluate_every = 0"])
-def test_an_experiment_that_was_edited_is_refused(folder: Path, change: str) -> None:
-    path, key = folder / "experiment.toml", change.partition(" = ")[0]
-    lines = path.read_text(encoding="utf-8").splitlines()
-    changed = [change if line.startswith(f"{key} = ") else line for line in lines]
-    assert changed != lines
-    path.write_text("\n".join(changed), encoding="utf-8")
-
-    with pytest.raises(UserError, match=r"manifest.json: experiment: expected what the run began with"):
-        resume(folder)
-
-
-def test_where_it_runs_may_change(folder: Path) -> None:
-    path = folder / "experiment.toml"
-    text = path.read_text(encoding="utf-8").replace("timeout = 3600.0", "timeout = 60.0")
-    path.write_text(text.replace("checkpoint_every = 1", "checkpoint_every = 7"), encoding="utf-8")
-
-    assert read_cut_off(folder, workers=2).experiment.engine.workers == 2
-    with pytest.raises(UserError, match=r"engine\.workers"):
-        read_cut_off(folder, workers=-1)
-    assert resume(folder).summary["rounds"] == 2
-
-
-def test_a_run_on_flower_is_refused(folder: Path) -> None:
-    path = folder / "experiment.toml"
-    path.write_text(path.read_text(encoding="utf-8").replace('name = "local"', 'name = "flower"'), encoding="utf-8")
-
-    with pytest.raises(UserError, match=r"run: expected a run on our own engine, found one on Flower's"):
-        resume(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"\xff\n", b'{"round": 1}\n', b"[1]\n"])
-def test_records_that_do_not_lead_to_the_checkpoint_are_refused(folder: Path, content: bytes) -> None:
-    (folder / "rounds.jsonl").write_bytes(content)
-
-    with pytest.raises(UserError, match=r"rounds.jsonl: expected .*start the run again"):
-        resume(folder)
-
-
-def test_a_run_that_is_still_running_is_left_alone(folder: Path) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with locked(folder), pytest.raises(UserError, match=r"run: expected a run that nobody else works on"):
-        resume(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-    def again(record: RoundRecord) -> None:
-        resume(folder)
-
-    with pytest.raises(UserError, match="nobody else works on"):
-        resume(folder, on_round=again)
-    assert read_cut_off(folder).records[-1].round == 2
-
-
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = Experiment(strategy="fedmd", **SMALL)
-    simulate(experiment, out=tmp_path / "whole")
-    folder, real = tmp_path / "cut", Path.rename
-
-    def full(self: Path, target: Path) -> Path:
-        if target.name == "round-00003":
-            raise OSError(28, "No space left on device")
-        return real(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", full)
-        with pytest.raises(RunError, match="No space left on device"):
-            simulate(experiment, out=folder)
-    assert len(read_lines(folder / "rounds.jsonl")) == 3
-
-    resume(folder)
-
-    assert left(folder) == left(tmp_path / "whole")
-
-
-# --- sudden death
-
-DRIVER = """
-import os, sys
-from pathlib import Path
-from fedkd import config
-from fedkd.data.federation import build
-from fedkd.engine.resume import resume
-from fedkd.engine.simulate import simulate
-
-file, folder = Path(sys.argv[1]), Path(sys.argv[2])
-build(config.load(file))  # what is imported and loaded once serves every driver
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        print(os.getpid(), flush=True)
-        resume(folder) if line == "resume\\n" else simulate(config.load(file), out=folder)
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-@contextmanager
-def drivers(experiment: Experiment, folder: Path) -> Iterator[Callable[[str], tuple[int, Callable[[], int]]]]:
-    """Give what starts a driver in a process group of its own; it returns the group, and what waits for its end."""
-    file = folder.with_suffix(".toml")
-    file.write_text(experiment.to_toml(), encoding="utf-8")
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", DRIVER, str(file), str(folder)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        to, back = process.stdin, process.stdout
-        assert to is not None
-        assert back is not None
-
-        def start(word: str) -> tuple[int, Callable[[], int]]:
-            to.write(f"{word}\n")
-            to.flush()
-            return int(back.readline()), lambda: int(back.readline())
-
-        yield start
-        to.close()
-
-
-@contextmanager
-def programs(experiment: Experiment, folder: Path) -> Iterator[Callable[[str], tuple[int, Callable[[], int]]]]:
-    """Give the same for the command line."""
-    file = folder.with_suffix(".toml")
-    file.write_text(experiment.to_toml(), encoding="utf-8")
-    words = {"run": ["run", str(file), "--out", str(folder)], "resume": ["resume", str(folder)]}
-
-    def start(word: str) -> tuple[int, Callable[[], int]]:
-        command = [sys.executable, "-m", "fedkd", *words[word], "--json"]
-        process = subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        return process.pid, process.wait
-
-    yield start
-
-
-def kill_and_resume(folder: Path, start: Callable[[str], tuple[int, Callable[[], int]]], kills: int) -> list[int]:
-    """Run and resume, and kill the process group at random moments; return the rounds that were done at each death."""
-    source = random.Random(kills)  # noqa: S311 - no secret
-    rounds, deaths = folder / "rounds.jsonl", list[int]()
-    while not (folder / "summary.json").exists():
-        done = len(read_lines(rounds))
-        group, wait = start("resume" if done else "run")
-        if len(deaths) < kills:
-            deadline = time.monotonic() + 60
-            while len(read_lines(rounds)) < max(2, done + 1) and time.monotonic() < deadline:
-                time.sleep(0.002)
-            time.sleep(source.uniform(0, 0.1))
-            os.killpg(group, signal.SIGKILL)
-        if status := wait():
-            assert abs(status) == signal.SIGKILL
-            deaths.append(len(read_lines(rounds)))
-    return deaths
-
-
-@pytest.mark.parametrize(
-    ("kind", "kills"), [(drivers, 3), pytest.param(programs, 10, marks=pytest.mark.slow)], ids=["drivers", "programs"]
-)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
-    tmp_path: Path, kind: Any, kills: int
-) -> None:
-    experiment = Experiment(strategy="fedmd", **SMALL).changed(rounds=10 * kills)
-    simulate(experiment, out=tmp_path / "whole")
-
-    with kind(experiment, tmp_path / "killed") as start:
-        deaths = kill_and_resume(tmp_path / "killed", start, kills)
-
-    assert len(deaths) == kills, f"too few: {deaths}"
-    assert left(tmp_path / "killed") == left(tmp_path / "whole")
-    assert_nothing_is_left_over(tmp_path / "killed")
