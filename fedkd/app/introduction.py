@@ -21,6 +21,7 @@ from fedkd.data.own import KEY
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import ClientCard, card_of
 from fedkd.strategy import Strategy
+from fedkd.strategy.registry import complete
 from fedkd.wording import where_they_differ
 
 LOG = logging.getLogger("fedkd")
@@ -87,10 +88,14 @@ def agreed(experiment: Experiment, federation: Federation, strategy: Strategy) -
 
 
 def common_settings(experiment: Experiment) -> list[str]:
-    """Return what both halves of a strategy go by, a line per key, but for where each party finds data and device."""
+    """Return what both halves of a strategy go by, a line per key, but for where each party finds data and device.
+
+    Settings of its strategy that are left out count as their defaults: a run that is gone on with has them all.
+    """
     where = {"data": {"name", "root", "download"}, "train": {"device"}}
     said = {"strategy", "strategies", "seed", "rounds", "data", "federation", "train", "communication"}
-    return [f"{key} = {json.dumps(value)}" for key, value in dotted(experiment.model_dump(include=said, exclude=where))]
+    settings = complete(experiment).model_dump(include=said, exclude=where)
+    return [f"{key} = {json.dumps(value)}" for key, value in dotted(settings)]
 
 
 @lru_cache  # Python reads a package's whole description for its version

@@ -30,7 +30,8 @@ from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import ClientCard
-from fedkd.strategy.registry import create
+from fedkd.strategy.registry import complete, create
+from strategies.fedmd import FedMD
 from tests.app.nodes import read_configs
 
 SMALL: Mapping[str, Any] = {
@@ -162,6 +163,13 @@ def test_both_sides_run_one_experiment(changes: dict[str, Any], same: bool, expe
     assert (common_settings(experiment.changed(**changes)) == common_settings(experiment)) == same
 
 
+def test_settings_that_are_left_out_are_those_that_a_run_folder_writes_out(experiment: Experiment) -> None:
+    spelled = experiment.changed(**{"strategies.fedmd.digest_epochs": FedMD.Settings().digest_epochs})
+
+    assert spelled != experiment
+    assert common_settings(spelled) == common_settings(complete(experiment)) == common_settings(experiment)
+
+
 def test_a_client_that_runs_with_other_settings_is_refused() -> None:
     """What both halves go by is compared as a whole, also what the federation's own part of it leaves out."""
     mine = parse(SMALL, {}, "test")
@@ -174,7 +182,8 @@ def test_a_client_that_runs_with_other_settings_is_refused() -> None:
     with pytest.raises(RunError) as caught:
         server.welcome([answer.reply])
 
-    found = "expected 'strategies = {}' as the server has it, found 'strategies.fedmd.digest_epochs = 7'"
+    default = f"strategies.fedmd.digest_epochs = {FedMD.Settings().digest_epochs}"
+    found = f"expected '{default}' as the server has it, found 'strategies.fedmd.digest_epochs = 7'"
     assert f"client-0: experiment: {found}; give both the same experiment" in str(caught.value)
 
 
