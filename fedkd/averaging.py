@@ -49,7 +49,7 @@ class RunningAverage:
     def __init__(self) -> None:
         """Start without any client."""
         self._first: Weights = {}
-        self._mean = torch.empty(0)  # of all floating-point entries, one after another: a step for each would cost more
+        self._mean: dict[str, Tensor] = {}
         self._clients = 0
         self._samples = 0
 
@@ -66,12 +66,18 @@ class RunningAverage:
         """
         if not self._clients:
             self._first = {name: value.detach() for name, value in weights.items()}
-            self._mean = torch.zeros_like(self._joined(weights), dtype=torch.float64)
+            self._mean = {
+                name: torch.zeros_like(value, dtype=torch.float64)
+                for name, value in self._first.items()
+                if value.is_floating_point()
+            }
         _expect_same_entries(weights, self._first, self._clients)
         self._clients += 1
         self._samples += num_samples
         if num_samples:
-            self._mean.lerp_(self._joined(weights).to(self._mean), num_samples / self._samples)
+            share = num_samples / self._samples
+            for name, mean in self._mean.items():
+                mean.lerp_(weights[name].to(mean), share)
 
     def value(self) -> dict[str, Tensor]:
         """Return the average as new tensors by name, in the first client's order, of its types and on its devices.
@@ -81,16 +87,10 @@ class RunningAverage:
         """
         if not self._samples:
             raise UserError("average: expected at least one client with samples, found none.")
-        averaged = {name: value.clone() for name, value in self._first.items()}
-        floating = [value for value in averaged.values() if value.is_floating_point()]
-        for value, mean in zip(floating, self._mean.split([value.numel() for value in floating]), strict=True):
-            value.copy_(mean.view(value.shape))
-        return averaged
-
-    def _joined(self, weights: Weights) -> Tensor:
-        """Return the floating-point entries as one vector; of several types, in the widest."""
-        floating = [weights[name].flatten() for name, value in self._first.items() if value.is_floating_point()]
-        return torch.cat(floating) if floating else torch.empty(0)
+        return {
+            name: self._mean[name].to(value.dtype, copy=True) if name in self._mean else value.clone()
+            for name, value in self._first.items()
+        }
 
 
 def _expect_same_entries(weights: Weights, first: Weights, client: int) -> None:

@@ -9,6 +9,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedkd.checks import (
+    all_finite,
     expect_choice,
     expect_finite,
     expect_integer,
@@ -22,6 +23,7 @@ from fedkd.checks import (
 from fedkd.losses import values_unchecked
 
 NANS = torch.full((2, 3), math.nan)
+INF, NAN, LARGEST = math.inf, math.nan, torch.finfo(torch.float32).max
 
 
 def checked(values: torch.Tensor) -> torch.Tensor:
@@ -35,6 +37,25 @@ def test_says_which_number_is_bad_and_how_many() -> None:
     values[2, 3] = math.nan
     with pytest.raises(ValueError, match=r"^values: expected finite numbers, found inf at \(1, 2\), and .* 2 of 12"):
         expect_finite("values", values)
+
+
+@pytest.mark.parametrize("values", [[INF], [1.0, NAN], [INF, -INF], [LARGEST, LARGEST, NAN], [complex(0, INF)]])
+def test_nan_and_infinity_are_seen_even_where_they_cancel(values: list[complex]) -> None:
+    assert not all_finite(torch.tensor(values))
+    with pytest.raises(ValueError, match=r"values: expected finite numbers, found "):
+        expect_finite("values", torch.tensor(values))
+
+
+@pytest.mark.parametrize("values", [[], [0.0, -1.5], [LARGEST, LARGEST], [complex(0, LARGEST), complex(0, LARGEST)]])
+def test_numbers_are_finite_though_their_sum_may_not_be(values: list[complex]) -> None:
+    assert all_finite(torch.tensor(values))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e5m2])
+def test_types_that_cannot_be_summed_are_looked_at(dtype: torch.dtype) -> None:
+    assert all_finite(torch.ones(2).to(dtype))
+    if dtype.is_floating_point:
+        assert not all_finite(torch.tensor([1.0, INF]).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

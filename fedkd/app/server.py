@@ -26,6 +26,7 @@ from fedkd.app.state import digest, flatten, new_run_id
 from fedkd.app.told import TOLD
 from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes
+from fedkd.checks import all_finite
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
@@ -35,7 +36,6 @@ from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
-from fedkd.numerics import all_finite
 from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
 

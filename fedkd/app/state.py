@@ -206,13 +206,20 @@ def _header(layout: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> byt
 def contents(tensor: Tensor) -> NDArray[Any]:
     """Return a tensor's elements in their order, contiguous, on the CPU; shared with it wherever that is so already.
 
-    Of a type that NumPy does not have, such as bfloat16, they are bytes.
+    Of a type that NumPy does not have, such as bfloat16, they are bytes in a row; a single number is a row of one.
     """
+    if not _numpy_has(tensor.dtype):
+        tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return np.ascontiguousarray(tensor.numpy(force=True))
+
+
+@lru_cache
+def _numpy_has(dtype: torch.dtype) -> bool:
     try:
-        array: NDArray[Any] = tensor.numpy(force=True)
+        torch.empty(0, dtype=dtype).numpy()
     except TypeError:
-        array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return np.ascontiguousarray(array)
+        return False
+    return True
 
 
 def from_bytes(content: bytes) -> State:

@@ -24,9 +24,9 @@ from fedkd.app.wire import (
     reason_in,
     to_tensors,
 )
+from fedkd.checks import all_finite
 from fedkd.knowledge import Bundle, Contract, Knowledge, KnowledgeError, Prototypes
 from fedkd.knowledge.codecs import Codec
-from fedkd.numerics import all_finite
 from fedkd.strategy.base import Payload, payload_type
 
 SCORES = frozenset(metrics.evaluate(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedkd.numerics import all_finite
+from fedkd.checks import all_finite
 
 
 class KnowledgeError(ValueError):

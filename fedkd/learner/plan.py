@@ -3,9 +3,9 @@
 A pure function of the experiment: it never looks at the machine, so that a run's bits do not depend on it either.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 
@@ -13,8 +13,8 @@ from fedkd.config import Experiment
 from fedkd.data.federation import Federation, build
 from fedkd.learner.worth import vectorisable, worth_it
 
-SORTED_CHUNKS = 8
-"""Chunks' clients that are sorted by their samples: of more, too many replies would wait for their turn to be taken."""
+DEALT_TOGETHER = 256
+"""Clients that are sorted by their samples: of more, too many replies would wait for their turn to be taken."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class Cohort:
 def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
     """Divide clients into cohorts, and these into chunks of nearly equal size.
 
-    Those in a chunk have about as many samples, so that they take about as many steps together.
-
     Args:
         experiment: names the plan, and the largest chunk.
         keys: of the clients that take part.
@@ -54,16 +52,24 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
         spec = federation.model_spec(architecture, view)
         pays = vectorisable(spec, autocast=train.autocast) and worth_it([spec], train.batch_size, device)
         together = engine.plan == "cohorts" and pays
-        number = -(-len(group) // engine.cohort_size) if together else len(group)
-        ordered = _by_samples(group, federation, SORTED_CHUNKS * engine.cohort_size) if together else group
-        cohorts.append(Cohort(architecture, view, together, _cut(ordered, number)))
+        chunks = _alike(group, federation, engine.cohort_size) if together else [(key,) for key in group]
+        cohorts.append(Cohort(architecture, view, together, tuple(chunks)))
     return cohorts
 
 
-def _by_samples(keys: list[str], federation: Federation, window: int) -> list[str]:
-    """Sort each of the windows that follow one another by the number of samples, the most first."""
-    windows = [keys[start : start + window] for start in range(0, len(keys), window)]
-    return [key for one in windows for key in sorted(one, key=lambda key: -len(federation.holdings[key].train))]
+def _alike(keys: list[str], federation: Federation, largest: int) -> Iterator[tuple[str, ...]]:
+    """Yield chunks of clients that have about as many samples, so that they take about as many steps together.
+
+    Args:
+        keys: of all clients, in order; those of a few neighbouring chunks are dealt to these anew, the largest first.
+        federation: knows their samples.
+        largest: number of clients in a chunk.
+    """
+    chunks, few = _cut(keys, -(-len(keys) // largest)), max(1, DEALT_TOGETHER // largest)
+    for start in range(0, len(chunks), few):
+        window = chunks[start : start + few]
+        falling = sorted(chain.from_iterable(window), key=lambda key: -len(federation.holdings[key].train))
+        yield from _cut(falling, len(window))
 
 
 def _cut(group: list[str], number: int) -> tuple[tuple[str, ...], ...]:

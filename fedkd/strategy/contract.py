@@ -32,10 +32,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fedkd.checks import all_finite
 from fedkd.config import Experiment, StrategySettings, parse, validate
 from fedkd.errors import UserError
 from fedkd.knowledge import KINDS
-from fedkd.numerics import all_finite
 from fedkd.strategy._probe import PROBE, expect, kind_name, name_of
 from fedkd.strategy.base import MethodCard, Payload, Strategy, payload_type
 from fedkd.strategy.registry import find

@@ -122,6 +122,7 @@ def test_what_is_late_is_no_word_on_an_evaluation() -> None:
     assert found == [("client-1", "client-1 is fine")]
     assert taken.failed == {"client-0": NO_REPLY}
     assert taken.arrivals.refused == {refusals.REPLAYED: 1}
+    assert taken.arrivals.counted == {TRAIN: {"client-0": 1, "client-1": 1}, EVALUATE: {"client-1": 2}}
     assert taken.counted == [("client-0", 1), ("client-1", 1)]  # an evaluation makes no new state
 
 
@@ -152,6 +153,15 @@ def test_a_server_that_goes_on_knows_what_has_counted() -> None:
     taken.take(5, [reply(1, 4)])
 
     assert taken.arrivals.refused == {refusals.REPLAYED: 1}
+
+
+def test_each_round_counts_anew_what_it_refuses() -> None:
+    arrivals = Arrivals(lambda key, round_: None)
+
+    arrivals.begin_round(unfit=2)
+    assert arrivals.refused == {refusals.UNFIT: 2}
+    arrivals.begin_round(unfit=0)
+    assert arrivals.refused == {}
 
 
 def test_what_several_failed_of_is_said_once() -> None:

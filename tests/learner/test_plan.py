@@ -1,5 +1,6 @@
 """The plan: who is trained together depends on the experiment alone, and large steps are left alone."""
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -10,8 +11,6 @@ from fedkd.data.federation import build
 from fedkd.learner import cohort, worth
 from fedkd.learner import plan as plan_module
 from fedkd.learner.plan import plan
-
-HALVES = slice(0, 6), slice(6, 12)
 
 
 def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
@@ -33,21 +32,44 @@ def test_chunks_are_as_equal_as_can_be(size: int, expected: list[int]) -> None:
     assert sizes(experiment_of(engine__cohort_size=size)) == [("cnn", True, expected)]
 
 
-def test_clients_with_about_as_many_samples_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = experiment_of(engine__cohort_size=3, federation__partition="dirichlet", federation__alpha=0.5)
-    samples = {key: len(holding.train) for key, holding in build(experiment).holdings.items()}
+def skewed(plan: str, size: int = 3) -> Experiment:
+    shards = {"federation__partition": "dirichlet", "federation__alpha": 0.5}
+    return experiment_of(plan, engine__cohort_size=size, **shards)
 
-    def found() -> list[list[int]]:
-        (one,) = plan(experiment, samples)
-        assert sorted(key for chunk in one.chunks for key in chunk) == sorted(samples)
-        return [[samples[key] for key in chunk] for chunk in one.chunks]
 
+def samples_in(experiment: Experiment) -> dict[str, int]:
+    return {key: len(holding.train) for key, holding in build(experiment).holdings.items()}
+
+
+def test_clients_with_about_as_many_samples_are_together() -> None:
+    samples = samples_in(skewed("cohorts"))
+    (one,) = plan(skewed("cohorts"), samples)
+
+    assert sorted(key for chunk in one.chunks for key in chunk) == sorted(samples)
     falling = sorted(samples.values(), reverse=True)
-    assert found() == [falling[0:3], falling[3:6], falling[6:9], falling[9:12]]
     assert falling[0] > falling[-1]
-    monkeypatch.setattr(plan_module, "SORTED_CHUNKS", 2)
-    first, second = (sorted([samples[key] for key in sorted(samples)[half]], reverse=True) for half in HALVES)
-    assert found() == [first[0:3], first[3:6], second[0:3], second[3:6]]
+    assert [samples[key] for chunk in one.chunks for key in chunk] == falling
+
+
+@pytest.mark.parametrize(("most", "windows"), [(6, [6, 6]), (4, [3, 3, 3, 3]), (1, [3, 3, 3, 3]), (9, [9, 3])])
+def test_only_clients_whose_keys_are_near_are_dealt_to_other_chunks(
+    most: int, windows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "DEALT_TOGETHER", most)
+    samples = samples_in(skewed("cohorts"))
+    (one,) = plan(skewed("cohorts"), samples)
+
+    dealt, keys = [key for chunk in one.chunks for key in chunk], sorted(samples)
+    for start, size in zip(accumulate(windows, initial=0), windows, strict=False):
+        window = slice(start, start + size)
+        assert dealt[window] == sorted(keys[window], key=lambda key: -samples[key])
+
+
+def test_one_by_one_clients_come_in_the_order_of_their_keys() -> None:
+    samples = samples_in(skewed("one-by-one"))
+    (one,) = plan(skewed("one-by-one"), samples)
+
+    assert one.chunks == tuple((key,) for key in sorted(samples))
 
 
 def test_a_large_step_is_not_vectorised() -> None:
