@@ -144,7 +144,7 @@ class EngineSettings(Section):
     address: str | None = Field(None, description="address of a running Ray cluster, such as ray://host:10001")
     gpus_per_worker: float = Field(0.0, ge=0, description="share of a GPU that one worker holds")
     plan: Literal["one-by-one", "cohorts"] = Field("one-by-one", description="how clients are trained")
-    cohort_size: int = Field(32, ge=2, description="largest number of clients in one vectorised step")
+    cohort_size: int = Field(64, ge=2, description="largest number of clients in one vectorised step")
     threads: int = Field(1, ge=1, description="torch threads per process")
     evaluate_every: int = Field(1, ge=0, description="rounds between evaluations; the last round always is; 0: only it")
     checkpoint_every: int = Field(

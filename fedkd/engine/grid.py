@@ -47,6 +47,9 @@ class SimulationGrid(Grid, Generic[S]):
     def store_state(self, key: str, state: State) -> S:
         """Return a client's state in the form in which this grid keeps it."""
 
+    def dismiss_workers(self) -> None:
+        """Free what only running clients needs, after the last message; the states can still be read."""
+
     def put_state(self, key: str, version: int, state: State) -> None:
         """Keep a client's state that an earlier process has trained."""
         self._states.put(key, version, self.store_state(key, state))

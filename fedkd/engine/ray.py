@@ -174,9 +174,15 @@ class RayGrid(SimulationGrid[Stored]):
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Stop the workers, and Ray if it was started here."""
-        if kind is None and self._started_ray:
-            self._hear_last_words()
+        if kind is None:
+            self.dismiss_workers()
         self._stop()
+
+    def dismiss_workers(self) -> None:
+        """Stop the workers, whose memory the last states may need; the states lie in the object store."""
+        if self._started_ray and self._queues:
+            self._hear_last_words()
+        self._kill_workers()
 
     def run_units(self, units: Sequence[Unit]) -> Iterator[tuple[str, Message, Stored | None]]:
         """Keep every worker busy; run a unit again whose worker died.
@@ -336,9 +342,14 @@ class RayGrid(SimulationGrid[Stored]):
             silent = ray.get([worker.silent_for.remote() for worker in self._queues], timeout=WORDS_SECONDS)
             sleep(max(0.0, WORDS_SECONDS - min(silent, default=WORDS_SECONDS)))
 
-    def _stop(self) -> None:
+    def _kill_workers(self) -> None:
         for worker in [*self._starting, *self._queues]:
             ray.kill(worker)
+        self._starting.clear()
+        self._queues.clear()
+
+    def _stop(self) -> None:
+        self._kill_workers()
         if self._started_ray:
             ray.shutdown()
 

@@ -1,6 +1,6 @@
 """What came out of a run, for Python: the same facts as in the run folder, and the trained models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,29 @@ from fedkd.learner.model import Model
 from fedkd.learner.model_file import to_module
 
 Records = Sequence[Mapping[str, Any]]
+
+
+class Modules(Mapping[str, Mapping[str, nn.Module]]):
+    """Clients' models as modules: each client's are built when it is first asked for, which takes milliseconds."""
+
+    def __init__(self, models: Mapping[str, Mapping[str, Model]]) -> None:
+        """Keep the models as data, by client key and model name."""
+        self._models = models
+        self._built: dict[str, Mapping[str, nn.Module]] = {}
+
+    def __getitem__(self, key: str) -> Mapping[str, nn.Module]:
+        """Return a client's modules by name, the same ones every time."""
+        if key not in self._built:
+            self._built[key] = _modules(self._models[key])
+        return self._built[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the clients' keys."""
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return len(self._models)
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,8 @@ def make_result(
     folder: Path | None,
 ) -> Result:
     """Build a result from plain records and models as data (see :class:`Result`)."""
-    modules = {key: {name: to_module(model) for name, model in models.items()} for key, models in client_models.items()}
-    server = {name: to_module(model) for name, model in server_models.items()}
-    return Result(summary, rounds, clients, modules, server, folder)
+    return Result(summary, rounds, clients, Modules(client_models), _modules(server_models), folder)
+
+
+def _modules(models: Mapping[str, Model]) -> dict[str, nn.Module]:
+    return {name: to_module(model) for name, model in models.items()}

@@ -81,6 +81,7 @@ def carry_out(
             on_round(snapshot.record)
 
         finished = run(grid, experiment, on_snapshot=after_round, start=start, on_counted=grid.forget_before)
+        grid.dismiss_workers()
         clients = client_models(experiment, dict(_last_states(grid, finished.versions)))
         if opened is not None:
             opened.finish(finished, clients)

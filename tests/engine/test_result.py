@@ -1,9 +1,12 @@
 """What a run gives back to Python."""
 
+import pytest
 import torch
 
+from fedkd.engine import result as result_module
 from fedkd.engine.result import make_result
-from fedkd.learner.model import Network, fresh
+from fedkd.learner.model import Model, Network, fresh
+from fedkd.learner.model_file import to_module
 from fedkd.models import ModelSpec
 
 MLP, CNN = (ModelSpec(architecture, (1, 8, 8), 10, 8) for architecture in ("mlp", "cnn"))
@@ -30,6 +33,26 @@ def test_models_become_modules_that_compute_the_same() -> None:
         for parameter in module.parameters():
             parameter.data.zero_()  # a module's weights are its own
         assert any(tensor.abs().sum() > 0 for tensor in model.tensors.values())
+
+
+def test_a_clients_modules_are_built_when_they_are_asked_for_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    like, built = torch.empty(0), list[Model]()
+    models = {key: {"student": fresh(MLP, seed, like)} for seed, key in enumerate(("a", "b"))}
+    monkeypatch.setattr(result_module, "to_module", lambda model: built.append(model) or to_module(model))
+
+    result = make_result({}, [], [], {}, models, None)
+
+    assert (list(result.client_models), len(result.client_models), "c" in result.client_models) == (
+        ["a", "b"],
+        2,
+        False,
+    )
+    assert built == []
+    assert result.client_models["b"]["student"] is result.client_models["b"]["student"]
+    assert built == [models["b"]["student"]]
+    with pytest.raises(KeyError):
+        result.client_models["c"]
+    assert make_result({}, [], [], {}, {}, None).client_models == {}
 
 
 def test_digest_and_metrics_are_those_of_the_summary() -> None:
