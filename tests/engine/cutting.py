@@ -12,7 +12,6 @@ from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
 from fedkd.engine.simulate import simulate
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL: Mapping[str, Any] = {
     "rounds": 5,
     "data": {"public": 40, "public_per_round": 30, "validation": 1200, "test": 40},

@@ -16,7 +16,8 @@ import pytest
 from fedkd.app.run_folder import read_lines
 from fedkd.config import Experiment
 from fedkd.engine.simulate import simulate
-from tests.engine.cutting import ROOT, SMALL, assert_nothing_is_left_over, left
+from tests.engine.cutting import SMALL, assert_nothing_is_left_over, left
+from tests.house import ROOT
 
 DRIVER = """
 import os, sys
