@@ -8,10 +8,9 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from fedkd.app.history import ClientRecord, Scores
-from fedkd.app.introduction import Said, agreed, expect_said, introduction, read_introduction
+from fedkd.app.introduction import Said, expect_said, introduction, read_introduction
 from fedkd.app.told import TOLD
 from fedkd.app.wire import COMMON, HEADER, SEAL, Header, expect_records, expect_sealed, header_of, reason_in
-from fedkd.config import Experiment
 from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
@@ -64,10 +63,16 @@ class Answers:
 
 
 def read_answers(
-    replies: Iterable[Message], experiment: Experiment, federation: Federation, strategy: Strategy
+    replies: Iterable[Message], common: Mapping[str, Any], federation: Federation, strategy: Strategy
 ) -> Answers:
-    """Return what the answers to a hello say; of several by one node the first that will do counts."""
-    common = agreed(experiment, federation, strategy)
+    """Return what the answers to a hello say; of several by one node the first that will do counts.
+
+    Args:
+        replies: to the hello.
+        common: what all parties must have in common (see :func:`fedkd.app.introduction.agreed`).
+        federation: the server's.
+        strategy: the server's.
+    """
     nodes: dict[int, Said] = {}
     refused: list[tuple[int, str]] = []
     failed: set[int] = set()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from fedkd.app.arrivals import Arrivals, OnCounted, in_order, too_few
 from fedkd.app.checkpoint import Snapshot
 from fedkd.app.client import HELLO, TRAIN
 from fedkd.app.history import ClientRecord, RoundRecord
+from fedkd.app.introduction import agreed
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
 from fedkd.app.state import digest, flatten, new_run_id
@@ -150,7 +152,12 @@ class ServerSide:
         self.roster = presence.take_back(self.presence, self.roster, answers)
 
     def _answers(self, replies: Iterable[Message]) -> Answers:
-        return read_answers(self.arrivals.sorted_out(HELLO, replies), self.experiment, self.federation, self.strategy)
+        return read_answers(self.arrivals.sorted_out(HELLO, replies), self._agreed, self.federation, self.strategy)
+
+    @cached_property
+    def _agreed(self) -> dict[str, Any]:
+        """What every party must say alike: every round looks who is there, and this takes milliseconds."""
+        return agreed(self.experiment, self.federation, self.strategy)
 
     # -- train ----------------------------------------------------------------------------------------------------
 

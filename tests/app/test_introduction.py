@@ -70,8 +70,9 @@ def read(header: dict[str, Any], experiment: Experiment) -> Said:
 
 
 def roster_from(said: list[dict[str, Any]], experiment: Experiment) -> dict[str, Participant]:
-    federation = build(experiment)
-    return roster_of(read_answers(hellos(said), experiment, federation, create(experiment)), federation)
+    federation, strategy = build(experiment), create(experiment)
+    common = agreed(experiment, federation, strategy)
+    return roster_of(read_answers(hellos(said), common, federation, strategy), federation)
 
 
 def test_an_honest_client_is_believed(nodes: list[Federation], experiment: Experiment) -> None:

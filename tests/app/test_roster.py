@@ -165,8 +165,9 @@ def test_a_node_that_answers_under_a_second_name_keeps_its_first() -> None:
 
 
 def read(replies: Iterable[Message]) -> dict[str, Participant]:
-    federation = build(EXPERIMENT)
-    return roster_of(read_answers(replies, EXPERIMENT, federation, create(EXPERIMENT)), federation)
+    federation, strategy = build(EXPERIMENT), create(EXPERIMENT)
+    common = agreed(EXPERIMENT, federation, strategy)
+    return roster_of(read_answers(replies, common, federation, strategy), federation)
 
 
 def hellos(change: Mapping[str, object]) -> Replies:

@@ -236,15 +236,12 @@ def test_a_node_with_other_code_is_named():
     ensure_task_identity()
     experiment = Experiment(strategy="local")
     federation, strategy = build(experiment), create(experiment)
-    said = {
-        **introduction(federation, strategy, "client-1"),
-        **agreed(experiment, federation, strategy),
-        "code": "0" * 64,
-    }
+    common = agreed(experiment, federation, strategy)
+    said = {**introduction(federation, strategy, "client-1"), **common, "code": "0" * 64}
     asked = Message(RecordDict(), dst_node_id=7, message_type=HELLO)
     reply = Message(RecordDict({HEADER: ConfigRecord(said)}), reply_to=asked)
     with pytest.raises(RunError) as refused:
-        roster_of(read_answers([reply], experiment, federation, strategy), federation)
+        roster_of(read_answers([reply], common, federation, strategy), federation)
 
     assert which(str(refused.value)) == "other code"
     assert explain(str(refused.value)).startswith("SuperNode of client-1: it runs other code than the server")
