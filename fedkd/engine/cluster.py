@@ -4,12 +4,16 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import ray
 
 from fedkd.config import Experiment
 from fedkd.errors import UserError
+from fedkd.learner.cohort import SMALLEST_COHORT
+from fedkd.learner.plan import chunks_in_a_round
 
 LOG = logging.getLogger("fedkd")
 GIGA = 1e9
@@ -56,6 +60,24 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         cause = f"found none that answers: {' '.join(str(error).split())}"
         raise UserError(f"engine.address: expected a running Ray cluster at {address!r}, {cause}.") from error
+
+
+def tell_of_idle_workers(experiment: Experiment, keys: Sequence[str]) -> None:
+    """Warn if some workers will have nothing to do.
+
+    Args:
+        experiment: what is run.
+        keys: of all clients.
+    """
+    engine, chunks = experiment.engine, chunks_in_a_round(experiment, keys)
+    if chunks >= engine.workers:
+        return
+    remedy, clients = "lower it", experiment.federation.participation * len(keys)
+    smaller = max(SMALLEST_COHORT, ceil(clients / engine.workers))
+    if engine.plan == "cohorts" and smaller < min(engine.cohort_size, clients):
+        remedy = f"lower engine.cohort_size to {smaller}, which changes no bit, or engine.workers"
+    found = f"{engine.workers} workers, where a round has work for {chunks} at a time"
+    LOG.warning("engine.workers: %s; %s", found, remedy)
 
 
 def check_room(experiment: Experiment, patience: float) -> None:

@@ -25,7 +25,7 @@ from fedkd.app.client import TRAIN, ClientSide, ClientTask, failure
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
-from fedkd.engine.cluster import check_room, connect
+from fedkd.engine.cluster import check_room, connect, tell_of_idle_workers
 from fedkd.engine.columns import Columns, as_columns, as_rows
 from fedkd.engine.grid import SimulationGrid, Unit
 from fedkd.errors import RunError
@@ -163,6 +163,7 @@ class RayGrid(SimulationGrid[Stored]):
         self._arguments = (experiment.model_dump_json(), list(sys.path))
         try:
             check_room(experiment, START_SECONDS)
+            tell_of_idle_workers(experiment, list(self._keys.values()))
             self._start(max(1, experiment.engine.workers))
         except BaseException:
             self._stop()

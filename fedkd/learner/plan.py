@@ -6,6 +6,7 @@ A pure function of the experiment: it never looks at the machine, so that a run'
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from math import ceil
 
 import torch
 
@@ -55,6 +56,18 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
         chunks = _alike(group, federation, engine.cohort_size) if together else [(key,) for key in group]
         cohorts.append(Cohort(architecture, view, together, tuple(chunks)))
     return cohorts
+
+
+def chunks_in_a_round(experiment: Experiment, keys: Iterable[str]) -> int:
+    """Return how many workers can have something to do in a round, in which only some of the clients may take part.
+
+    Args:
+        experiment: names the plan, the largest chunk, and the share of the clients that take part.
+        keys: of all clients.
+    """
+    share, largest = experiment.federation.participation, experiment.engine.cohort_size
+    taking_part = ((ceil(share * sum(map(len, one.chunks))), one) for one in plan(experiment, keys))
+    return sum(ceil(clients / largest) if one.vectorised else clients for clients, one in taking_part)
 
 
 def _alike(keys: list[str], federation: Federation, largest: int) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from fedkd.config import Experiment
-from fedkd.engine.cluster import check_room, connect
+from fedkd.data.federation import build
+from fedkd.engine.cluster import check_room, connect, tell_of_idle_workers
 from fedkd.errors import UserError
 
 pytestmark = pytest.mark.ray
@@ -33,3 +34,35 @@ def test_a_cluster_that_is_too_small_yet_is_told_of(
 
     [message] = caplog.messages
     assert message.startswith("engine: expected 8 CPU for 8 workers, found 2; waiting 300 s for the cluster to grow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine.workers": 1}, ""),
+        ({"engine.workers": 4, "engine.cohort_size": 25}, ""),
+        (
+            {"engine.workers": 8},
+            "8 workers, where a round has work for 2 at a time; lower engine.cohort_size to 13, which changes no bit, "
+            "or engine.workers",
+        ),
+        (
+            {"engine.workers": 8, "federation.participation": 0.4},
+            "8 workers, where a round has work for 1 at a time; lower engine.cohort_size to 5, which changes no bit, "
+            "or engine.workers",
+        ),
+        (
+            {"engine.workers": 30, "federation.clients": 20, "engine.plan": "one-by-one"},
+            "30 workers, where a round has work for 20 at a time; lower it",
+        ),
+    ],
+)
+def test_workers_that_will_be_idle_are_told_of(
+    changes: dict[str, object], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {"data.public": 0, "federation.clients": 100, "federation.min_samples": 0, "engine.plan": "cohorts"}
+    experiment = Experiment().changed(**{**few, **changes})
+
+    tell_of_idle_workers(experiment, list(build(experiment).holdings))
+
+    assert caplog.messages == ([f"engine.workers: {message}"] if message else [])

@@ -10,7 +10,7 @@ from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.learner import cohort, worth
 from fedkd.learner import plan as plan_module
-from fedkd.learner.plan import plan
+from fedkd.learner.plan import chunks_in_a_round, plan
 
 
 def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
@@ -70,6 +70,22 @@ def test_one_by_one_clients_come_in_the_order_of_their_keys() -> None:
     (one,) = plan(skewed("one-by-one"), samples)
 
     assert one.chunks == tuple((key,) for key in sorted(samples))
+
+
+@pytest.mark.parametrize(
+    ("changes", "chunks"),
+    [
+        ({"plan": "one-by-one"}, 12),
+        ({"plan": "one-by-one", "federation__participation": 0.25}, 3),
+        ({}, 1),
+        ({"engine__cohort_size": 5}, 3),
+        ({"engine__cohort_size": 5, "federation__participation": 0.5}, 2),
+        ({"federation__architectures": ["mlp", "resnet-gn"], "train__batch_size": 32}, 1 + 6),
+    ],
+)
+def test_who_can_be_busy_is_known_beforehand(changes: dict[str, Any], chunks: int) -> None:
+    experiment = experiment_of(**changes)
+    assert chunks_in_a_round(experiment, build(experiment).holdings) == chunks
 
 
 def test_a_large_step_is_not_vectorised() -> None:
