@@ -12,12 +12,12 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 
 from fedkd.learner.fit import answer, batches, join, loss_of, small_steps, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.traced import traced
+from fedkd.learner.vectorised import gradients_of
 from fedkd.learner.worth import vectorisable
 
 SMALLEST_COHORT = 4
@@ -118,7 +118,7 @@ class _Cohort:
         key = self._key, tuple(inputs.shape), inputs.dtype, inputs.device
         gradients, after = traced(
             key,
-            vmap(grad(partial(loss_of, request), has_aux=True)),
+            partial(gradients_of, partial(loss_of, request)),
             (parameters, buffers, inputs, targets, frozen, teachers),
             alive=request.objective,
         )
