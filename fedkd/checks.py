@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.torch_internals import is_transformed
+
 _SUMMED = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 _SHORT = 40  # characters of text that a message repeats
 _unchecked: ContextVar[bool] = ContextVar("_unchecked", default=False)
@@ -249,7 +251,7 @@ def _readable(value: Tensor) -> bool:
         return False
     return not (
         _unchecked.get()
-        or torch._C._functorch.maybe_current_level() is not None
+        or is_transformed()
         or torch._C._len_torch_dispatch_stack()
         or type(value) not in (Tensor, torch.nn.Parameter)  # a stand-in, such as a FakeTensor
         or value.is_meta

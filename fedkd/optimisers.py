@@ -77,8 +77,10 @@ class Optimiser:
         first = state["first"].lerp_(gradient, 1 - self.betas[0])
         second = state["second"].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
         if isinstance(step, Tensor):
-            one, two = ((1 - beta**step).to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)) for beta in self.betas)
-            p.sub_(first.mul(self.lr / one).div_(second.div(two).sqrt_().add_(self.eps)))
+            # (sqrt(second / two) + eps) * one / lr, with what is each client's own multiplied out first.
+            one, two = (1 - beta**step for beta in self.betas)
+            slope, floor = (t.to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)) for t in (one / two.sqrt(), one * self.eps))
+            p.addcdiv_(first, second.sqrt().mul_(slope).add_(floor), value=-self.lr)
         else:
             denominator = second.sqrt().div_((1 - self.betas[1] ** step) ** 0.5).add_(self.eps)
             p.addcdiv_(first, denominator, value=-self.lr / (1 - self.betas[0] ** step))

@@ -16,7 +16,7 @@ SHIPPED = (*PACKAGES, "simulations", "benchmarks")
 
 _FLOORS = (
     "errors wording checks numerics losses ensemble averaging calibration knowledge models privacy config seeding "
-    "optimisers flower_internals",
+    "optimisers flower_internals torch_internals",
     "data metrics task",
     "learner",
     "strategy",

@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedkd import seeding
 from fedkd.app.introduction import agreed, introduction, libraries
-from fedkd.app.state import State, digest, flatten, model_tensors, other_tensors
+from fedkd.app.state import State, digest, expect_storable, flatten, model_tensors, other_tensors
 from fedkd.app.wire import (
     COMMON,
     EXTRA,
@@ -37,7 +38,7 @@ from fedkd.learner.base import ClientCard, card_of
 from fedkd.learner.client import Client
 from fedkd.learner.executor import lockstep, one_by_one
 from fedkd.learner.model import Model, fresh
-from fedkd.learner.requests import Ask
+from fedkd.learner.requests import Answer, Ask, Request
 from fedkd.strategy import Strategy
 from fedkd.strategy.base import expect_payload, expect_tensors, model_specs
 from fedkd.strategy.registry import create
@@ -115,6 +116,7 @@ class ClientSide:
             expect_payload("client_round", knowledge, self.strategy.card.up)
         expect_tensors("client.state", client.state)
         state = flatten(client.models, client.state)
+        expect_storable(state)
         reply: Header = {
             "round": client.round,
             "client": task.key,
@@ -159,15 +161,16 @@ class ClientSide:
 
     def _client(self, task: ClientTask, header: Header, ask: Ask) -> Client:
         card, round_ = card_of(self.federation, task.key), number(header, "round")
+        seed = seeding.derive_seed(self.experiment.seed, "round", round_, task.key)
         # A copy: a client half that changes a tensor in place must find the old one when its task runs again.
         state = task.state and {name: t.to(self.federation.like.device, copy=True) for name, t in task.state.items()}
         return Client(
             models=self.models(card, state),
             state=other_tensors(state or {}),
             round=round_,
-            seed=seeding.derive_seed(self.experiment.seed, "round", round_, task.key),
+            seed=seed,
             train=self.experiment.train,
-            ask=ask,
+            ask=_on_its_own_seeds(ask, seed),
             card=card,
             federation=self.federation,
         )
@@ -182,6 +185,19 @@ class ClientSide:
             else:
                 models[name] = Model(spec, model_tensors(state, name))
         return models
+
+
+def _on_its_own_seeds(ask: Ask, seed: int) -> Ask:
+    """Seed the global generators after each request: while it is answered, other clients of this process may draw."""
+    numbers = count(1)
+
+    def asked(request: Request) -> Answer:
+        try:
+            return ask(request)
+        finally:
+            seeding.seed_everything(seeding.derive_seed(seed, "after request", next(numbers)))
+
+    return asked
 
 
 def client_models(experiment: Experiment, states: Mapping[str, State | None]) -> dict[str, dict[str, Model]]:

@@ -6,7 +6,7 @@ cohort: a convolution's kernel is chosen by the total number of input channels, 
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -16,14 +16,11 @@ from torch import Tensor
 from fedkd.learner.fit import answer, batches, join, loss_of, small_steps, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
-from fedkd.learner.traced import traced
 from fedkd.learner.vectorised import gradients_of
 from fedkd.learner.worth import vectorisable
 
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
-ROUND_UP_TO = 8
-"""Larger steps are filled up to a multiple of this, so that few shapes occur and each is traced once."""
 
 Members = tuple[int, ...]
 Rows = list[Tensor]
@@ -87,7 +84,8 @@ class _Cohort:
         teachers = {name: part.of(tensors) for name, tensors in self.teachers.items()}
         inputs = self.inputs.take(part.clients, rows)
         targets = {name: column.take(part.clients, rows) for name, column in self.targets.items()}
-        gradients, buffers = self._gradients(parameters, buffers, inputs, targets, frozen, teachers)
+        loss = partial(loss_of, self.requests[0])
+        gradients, buffers = gradients_of(loss, parameters, buffers, inputs, targets, frozen, teachers)
         state = {slot: part.of(tensors) for slot, tensors in self.state.items()}
         mine = partial(_first, len(members))
         count = torch.tensor(steps, dtype=torch.float64, device=inputs.device)
@@ -104,34 +102,10 @@ class _Cohort:
         for k, request in enumerate(self.requests):
             yield join(request.models, _row(self.parameters, k), _row(self.buffers, k))
 
-    def _gradients(
-        self,
-        parameters: Tensors,
-        buffers: Tensors,
-        inputs: Tensor,
-        targets: Tensors,
-        frozen: Tensors,
-        teachers: Mapping[str, Tensors],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the gradients and the buffers after one batch, each stacked over the clients."""
-        request = self.requests[0]
-        key = self._key, tuple(inputs.shape), inputs.dtype, inputs.device
-        gradients, after = traced(
-            key,
-            partial(gradients_of, partial(loss_of, request)),
-            (parameters, buffers, inputs, targets, frozen, teachers),
-            alive=request.objective,
-        )
-        return gradients, after
-
-    @cached_property
-    def _key(self) -> Hashable:
-        return self.requests[0].key
-
 
 @dataclass(frozen=True)
 class _Part:
-    """The clients of one step: some of K, filled up to a usual number with others whose results are dropped.
+    """The clients of one step: some of K, filled up to the fewest with others whose results are dropped.
 
     Attributes:
         members: numbers of those who train, ascending.
@@ -144,9 +118,7 @@ class _Part:
     @cached_property
     def size(self) -> int:
         """Clients in the step."""
-        few = len(self.members)
-        usual = SMALLEST_COHORT if few <= SMALLEST_COHORT else few + -few % ROUND_UP_TO
-        return max(SMALLEST_COHORT, min(usual, self.of_all))
+        return max(SMALLEST_COHORT, len(self.members))
 
     @cached_property
     def in_place(self) -> bool:

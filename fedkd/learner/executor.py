@@ -6,7 +6,8 @@ its own until it asks; equal questions are then answered in one vectorised call,
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -38,11 +39,7 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
 
     hub = greenlet.getcurrent()
 
-    def ask(request: Request) -> Answer:
-        with torch.set_grad_enabled(True):  # a client's no_grad is its own: torch keeps one switch for the whole thread
-            return hub.switch(request)
-
-    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask)) for program in programs]
+    workers = [greenlet.greenlet(lambda program=program: _outcome(program, hub.switch)) for program in programs]
     results: list[Any] = [worker.switch() for worker in workers]
     while waiting := [k for k, worker in enumerate(workers) if not worker.dead]:
         answers = _answer_all({k: results[k] for k in waiting})
@@ -56,12 +53,28 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
 
 
 def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
+    def neutrally(request: Request) -> Answer:
+        with _switches_as_usual():
+            return ask(request)
+
     try:
-        return program(ask)
+        return program(neutrally)
     except SystemExit as error:  # a strategy that exits ends its own round, never the run
         return RuntimeError(f"the client half called exit({error.code})")
     except Exception as error:
         return error
+
+
+@contextmanager
+def _switches_as_usual() -> Iterator[None]:
+    """Answer as if the client had left torch's switches alone: there is one of each for the thread of all clients."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
@@ -78,20 +91,14 @@ def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
 def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
     """Answer equal requests together; if that fails, each as a cohort of its own, whose bits are the same.
 
-    What vmap cannot do, such as a model that draws random numbers, is done by the plain loop.
+    What fails there too, such as an objective that looks at values, which vmap does not allow, the plain loop does.
     """
     try:
         return answer_together(requests)
-    except Exception as error:
+    except Exception:
         if len(requests) > 1:
             return [alone for one in requests for alone in _together([one])]
-        return [_plainly(requests[0], error)]
-
-
-def _plainly(request: Request, error: Exception) -> Answer | Exception:
-    if "vmap" not in str(error):
-        return error
     try:
-        return answer(request)
-    except Exception as plain:
-        return plain
+        return [answer(requests[0])]
+    except Exception as error:
+        return [error]

@@ -87,7 +87,9 @@ def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
     parameters, buffers = split(request.models)
     parameters = {name: p.detach().clone().requires_grad_() for name, p in arranged(parameters).items()}
     buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    networks = _bound(request, {**parameters, **buffers}, arranged)
+    trained = _trained(request, {**parameters, **buffers})
+    teachers = {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()}
+    networks: Networks = {**trained, **_teachers(request, teachers)}
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
     for step, rows in enumerate(schedule, start=1):
@@ -95,7 +97,7 @@ def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
             loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
-    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, buffers)
+    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, _buffers(trained))
 
 
 def _precision(request: Fit) -> AbstractContextManager[Any]:
@@ -105,18 +107,20 @@ def _precision(request: Fit) -> AbstractContextManager[Any]:
     return torch.autocast(request.samples.inputs.device.type, torch.bfloat16)
 
 
-def _bound(request: Fit, tensors: Tensors, arranged: Arranged) -> Networks:
-    """Return the networks of a plain fit, which are changed in place."""
-    trained: Networks = {
+def _trained(request: Fit, tensors: Tensors) -> dict[str, BoundNetwork]:
+    """Return the networks that are trained, with their tensors, named ``model/parameter``, bound to them."""
+    return {
         name: BoundNetwork(model.spec, of_model(name, tensors), number=number)
         for number, (name, model) in enumerate(request.models.items())
     }
-    teachers = {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()}
-    return {**trained, **_teachers(request, teachers)}
 
 
 def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
-    return {name: Network(model.spec, tensors[name], training=False) for name, model in request.teachers.items()}
+    return {name: Network(model.spec, tensors[name]) for name, model in request.teachers.items()}
+
+
+def _buffers(trained: Mapping[str, BoundNetwork]) -> dict[str, Tensor]:
+    return {f"{name}/{key}": t for name, network in trained.items() for key, t in network.buffers.items()}
 
 
 @torch.no_grad()
@@ -125,7 +129,7 @@ def predict(request: Predict) -> Tensor:
     size = rows_at_once(request.model.spec, request.inputs.device)
 
     def outputs(arranged: Arranged) -> Tensor:
-        network = Network(request.model.spec, arranged(request.model.tensors), training=False)
+        network = Network(request.model.spec, arranged(request.model.tensors))
         half = network.features if request.output == "features" else network
         return torch.cat([half(rows) for rows in request.inputs.split(size)])
 
@@ -176,14 +180,10 @@ def loss_of(
         frozen: constant tensors.
         teachers: tensors of the frozen models, by model name.
     """
-    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    tensors = {**parameters, **buffers}
-    networks: Networks = {
-        **{name: Network(model.spec, of_model(name, tensors), training=True) for name, model in request.models.items()},
-        **_teachers(request, teachers),
-    }
+    trained = _trained(request, {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}})
     with _precision(request):
-        return request.objective(networks, Batch(inputs, targets), frozen), buffers
+        loss = request.objective({**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
+    return loss, _buffers(trained)
 
 
 def split(models: Mapping[str, Model]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -67,13 +67,12 @@ class Network:
 
     Args:
         spec: the architecture.
-        tensors: parameters and buffers; in training, BatchNorm updates its buffers here.
-        training: whether the model is in training mode.
+        tensors: parameters and buffers.
     """
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, training: bool) -> None:
-        """Bind the tensors to the skeleton of their architecture."""
-        self._module = skeleton(spec, training=training)
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+        """Bind the tensors to the skeleton of their architecture, which is in evaluation mode."""
+        self._module = skeleton(spec, training=False)
         self._halves = {half: _below(tensors, f"{half}.") for half in ("features", "head")}
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -108,19 +107,25 @@ class Network:
 
 
 class BoundNetwork(Network):
-    """A network whose tensors lie in a module of its own for the whole of a fit: nothing is bound again at each step.
+    """A network that is trained: its tensors lie in a module of its own, so that nothing is bound again at each call.
 
     Args:
         spec: the architecture.
-        tensors: parameters and buffers; both may be changed in place during the fit.
+        tensors: parameters and buffers; both may be changed in place.
         number: of networks with one architecture in a fit, each has another.
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int) -> None:
-        """Put the tensors into the module."""
-        self._module = _bench(spec, number)
-        for name, place in _places(spec, number).items():
+        """Put the tensors into the module, which is in training mode."""
+        self._module, self._places = _bench(spec, number), _places(spec, number)
+        self._buffers = _names(spec)[1]
+        for name, place in self._places.items():
             place[name.rpartition(".")[2]] = tensors[name]
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers by name as they are now, whether the module has changed them in place or put others there."""
+        return {name: self._places[name][name.rpartition(".")[2]] for name in self._buffers}
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
         outputs: Tensor = getattr(self._module, half)(inputs)

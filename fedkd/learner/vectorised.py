@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
-from fedkd.learner.channels import clients_as_channels
+from fedkd.learner.vmap_rules import own_rules
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Returns the loss of one client's batch, and its buffers afterwards."""
@@ -28,21 +28,9 @@ def gradients_of(
         parameters: by name, each ``(K, ...)``.
         others: what else the loss is of, each tensor ``(K, ...)``.
     """
-    with torch.enable_grad(), clients_as_channels():
+    with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        losses, buffers = vmap(_taken_apart(loss))(leaves, *others)
+        with own_rules():
+            losses, buffers = vmap(loss)(leaves, *others)
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True)), {name: buffer.detach() for name, buffer in buffers.items()}
-
-
-def _taken_apart(loss: Loss) -> Loss:
-    """Return the same function, of whose operations ``vmap`` meets what autograd makes of them.
-
-    Some, such as ``kl_div``, are made of others; ``vmap`` has no rule for them, and would take client after client.
-    """
-
-    def same(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ANN401
-        value, _, buffers = vjp(lambda _: loss(*arguments), torch.zeros(()), has_aux=True)  # type: ignore[misc]
-        return value, buffers
-
-    return same

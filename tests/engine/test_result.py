@@ -27,7 +27,7 @@ def test_models_become_modules_that_compute_the_same() -> None:
     assert len(pairs) == 4
     for model, module in pairs:
         assert not module.training
-        expected = Network(model.spec, model.tensors, training=False)(inputs)
+        expected = Network(model.spec, model.tensors)(inputs)
         with torch.no_grad():
             assert torch.allclose(module(inputs), expected, rtol=1e-12)
         for parameter in module.parameters():

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from fedkd.data.samples import Samples
 from fedkd.learner import executor
 from fedkd.learner.executor import Executor, Program, lockstep, one_by_one
+from fedkd.learner.fit import fit
 from fedkd.learner.model import Model, Network, fresh
 from fedkd.learner.requests import Ask, Batch, Fit, Objective, OnTarget, Predict, Request
 from fedkd.models import ModelSpec
@@ -277,16 +279,57 @@ def test_a_program_may_catch_what_its_question_raised(execute: Executor[Any]) ->
     assert execute([careful, careful]) == ["went on", "went on"]
 
 
+def switches() -> tuple[bool, bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+
 @both
-def test_one_clients_no_grad_is_its_own(execute: Executor) -> None:
-    def without(ask: Ask) -> bool:
-        with torch.no_grad():
-            ask(request(0, supervised))
-            return torch.is_grad_enabled()
+@pytest.mark.parametrize(
+    ("switched", "expected"),
+    [
+        (torch.no_grad, (False, False, False)),
+        (torch.inference_mode, (False, True, False)),
+        (lambda: torch.autocast("cpu", torch.bfloat16), (True, False, True)),
+    ],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_one_clients_switches_are_its_own(
+    execute: Executor, switched: Callable[[], AbstractContextManager[Any]], expected: tuple[bool, bool, bool]
+) -> None:
+    usual = (True, False, False)
+    answers: list[Model] = []
 
-    def with_(ask: Ask) -> bool:
-        ask(request(1, supervised))
-        return torch.is_grad_enabled()
+    def with_(ask: Ask) -> tuple[bool, bool, bool]:
+        with switched():
+            answers.append(ask(request(0, supervised))["student"])
+            return switches()
 
-    assert execute([without, with_, without]) == [False, True, False]
-    assert torch.is_grad_enabled()
+    def without(ask: Ask) -> tuple[bool, bool, bool]:
+        answers.append(ask(request(0, supervised))["student"])
+        return switches()
+
+    assert execute([with_, without, with_]) == [expected, usual, expected]
+    assert switches() == usual
+    assert all(same_bits(answer, answers[0]) for answer in answers)
+    assert not any(tensor.is_inference() for answer in answers for tensor in answer.tensors.values())
+
+
+def branching(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Look at a value, which vmap does not allow."""
+    loss = supervised(networks, batch, frozen)
+    return loss * 2 if loss.item() > 1.0 else loss
+
+
+def counting(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Leave torch: vmap's error does not say so."""
+    return supervised(networks, batch, frozen) / len(set(batch.labels.tolist()))
+
+
+@both
+@pytest.mark.parametrize("objective", [branching, counting])
+def test_what_vmap_cannot_do_the_plain_loop_does(execute: Executor[Any], objective: Objective) -> None:
+    def program(client: int) -> Program[Model]:
+        return lambda ask: ask(request(client, objective))["student"]
+
+    for client, found in enumerate(execute([program(client) for client in range(CLIENTS)])):
+        assert same_bits(found, fit(request(client, objective))["student"])

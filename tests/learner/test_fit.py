@@ -1,5 +1,6 @@
 """The plain loop, against a loop written by hand with torch's own modules and optimisers."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -149,6 +150,38 @@ def test_batch_norm_counts_its_steps_and_moves_its_means() -> None:
     found = fit(request("cnn-bn"))["student"]
     assert found.tensors["features.1.num_batches_tracked"].item() == 6  # 21 samples are batches of 8, 8, 5; twice
     assert not torch.equal(found.tensors["features.1.running_mean"], torch.zeros(16, dtype=torch.float64))
+
+
+class Centred(nn.Module):
+    """A module of a user's own, which puts another tensor in its buffer's place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * inputs.detach().mean(0)
+        return inputs - self.mean
+
+
+def centred(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Centred(36), nn.Linear(36, feature_width))
+
+
+def test_a_buffer_that_is_replaced_is_kept_under_either_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_models", sys.modules[__name__])
+    asked = request("own_models:centred")
+    module = module_of(asked.models["student"])
+    theirs = torch.optim.SGD(module.parameters(), 0.1, foreach=False)
+    for rows in batches(21, 2, 8, seed=5):
+        theirs.zero_grad()
+        F.cross_entropy(module(samples().inputs[rows]), samples().labels[rows]).backward()
+        theirs.step()
+
+    for trained in (fit(asked)["student"], fit_cohort([asked])[0]["student"]):
+        assert_equal(trained, module)
+        assert trained.tensors["features.1.mean"].abs().max() > 1e-3
 
 
 def test_a_student_that_diverges_is_trained_to_the_end_under_either_plan() -> None:

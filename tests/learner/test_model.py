@@ -63,7 +63,8 @@ def test_the_layout_is_that_of_a_fresh_model(dtype: torch.dtype) -> None:
 def test_a_network_computes_what_the_module_does(training: bool) -> None:
     model = fresh(SPEC, 0, LIKE)
     tensors = {name: t.clone() for name, t in model.tensors.items()}
-    module, network = module_of(model).train(training), Network(SPEC, tensors, training=training)
+    module = module_of(model).train(training)
+    network = BoundNetwork(SPEC, tensors, number=0) if training else Network(SPEC, tensors)
     assert torch.equal(network(inputs()), module(inputs()))
     for name, expected in module.state_dict().items():
         assert torch.equal(tensors[name], expected)
@@ -73,7 +74,7 @@ def test_a_network_computes_what_the_module_does(training: bool) -> None:
 
 def test_the_two_halves_make_the_whole() -> None:
     model = fresh(SPEC, 0, LIKE)
-    network, module = Network(SPEC, model.tensors, training=False), module_of(model).eval()
+    network, module = Network(SPEC, model.tensors), module_of(model).eval()
     features = network.features(inputs())
     assert torch.equal(features, module.features(inputs()))
     assert features.shape == (7, 5)
@@ -83,7 +84,7 @@ def test_the_two_halves_make_the_whole() -> None:
 def test_gradients_reach_the_bound_tensors() -> None:
     model = fresh(SPEC, 0, LIKE)
     leaves = {name: p.clone().requires_grad_() for name, p in model.parameters.items()}
-    Network(SPEC, {**leaves, **model.buffers}, training=False)(inputs()).sum().backward()
+    Network(SPEC, {**leaves, **model.buffers})(inputs()).sum().backward()
     module = module_of(model).eval()
     module(inputs()).sum().backward()
     for name, parameter in module.named_parameters():
@@ -93,7 +94,7 @@ def test_gradients_reach_the_bound_tensors() -> None:
 def test_layers_of_the_feature_part_can_be_captured() -> None:
     spec = ModelSpec("mlp", SPEC.input_shape, classes=3, feature_width=5)
     first, second = (fresh(spec, seed, torch.empty(0, dtype=torch.float64)) for seed in (0, 1))
-    for network in (Network(first.spec, first.tensors, training=True), BoundNetwork(spec, second.tensors, number=0)):
+    for network in (Network(first.spec, first.tensors), BoundNetwork(spec, second.tensors, number=0)):
         features, layers = network.captured(inputs(), ["1", "2:input"])
         assert torch.equal(features, network.features(inputs()))
         assert torch.equal(layers["1"], layers["2:input"])

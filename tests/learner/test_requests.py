@@ -43,7 +43,7 @@ def fit(**changes: Any) -> Fit:
 
 
 def test_on_target_is_the_loss_of_one_models_logits_and_one_target() -> None:
-    networks = {name: Network(SPEC, model(seed).tensors, training=True) for seed, name in enumerate("ab")}
+    networks = {name: Network(SPEC, model(seed).tensors) for seed, name in enumerate("ab")}
     batch = Batch(torch.randn(6, 4), {"labels": torch.arange(6) % 3, "teacher": torch.randn(6, 3)})
     found = OnTarget(F.mse_loss, "b", "teacher")(networks, batch, {})
     head, features = model(1).tensors, batch.inputs @ model(1).tensors["features.1.weight"].T

@@ -12,7 +12,7 @@ Tensors = dict[str, Tensor]
 
 
 def loss(parameters: Tensors, buffers: Tensors, inputs: Tensor) -> tuple[Tensor, Tensors]:
-    """Have an operation that is made of others, a parameter without use, and a buffer that follows a parameter."""
+    """Have a function with a rule of our own, a parameter without use, and a buffer that follows a parameter."""
     logits = (inputs @ parameters["weight"]).log_softmax(-1)
     divergence = kl_div(logits, torch.full_like(logits, 1 / logits.shape[-1]), reduction="batchmean")
     return divergence, {"mean": buffers["mean"] + parameters["weight"].mean()}

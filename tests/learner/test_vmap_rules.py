@@ -1,4 +1,4 @@
-"""Layers that take clients as channels: what each client computes alone, in one call of torch's kernels."""
+"""Rules for vmap: what each client computes alone, in one call of torch's kernels wherever that is possible."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.functional import avg_pool2d, group_norm
+from torch.nn.functional import avg_pool2d, group_norm, kl_div, margin_ranking_loss, triplet_margin_loss
 
-from fedkd.learner.channels import clients_as_channels
+from fedkd.learner.vmap_rules import own_rules
 
 CLIENTS, BATCH, CHANNELS = 3, 2, 4
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,7 +31,20 @@ def pooled_single_images(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack([avg_pool2d(image, (3, 2)) for image in x]) + (weight * bias).sum()
 
 
-LAYERS = [normalised, centred, pooled, pooled_single_images]
+def divergence(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    logits = weight[:, None, None] * x
+    return kl_div(logits.log_softmax(1), bias.softmax(0)[:, None, None].expand_as(x), reduction="batchmean")
+
+
+def ranking(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return margin_ranking_loss(x[:, 0] * weight[0], x[:, 1] + bias[1], x[:, 2].detach().sign(), margin=0.5)
+
+
+def triplet(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return triplet_margin_loss(x.flatten(1), x.flatten(1) * weight[0], x.flatten(1).square() + bias[0])
+
+
+LAYERS = [normalised, centred, pooled, pooled_single_images, divergence, ranking, triplet]
 
 
 def tensors() -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +55,7 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def together(function: Callable[..., Tensor], arguments: tuple[Tensor, ...], dims: tuple[int | None, ...]) -> Tensor:
-    with clients_as_channels():
+    with own_rules():
         return vmap(function, in_dims=dims)(*arguments)
 
 
@@ -102,6 +115,6 @@ def test_each_layer_is_one_call_of_the_kernel_forwards_and_backwards() -> None:
 
 def test_outside_vmap_nothing_changes() -> None:
     x, weight, bias = tensors()
-    with clients_as_channels():
+    with own_rules():
         found = [layer(x[0], weight[0], bias[0]) for layer in LAYERS]
     assert all(torch.equal(one, layer(x[0], weight[0], bias[0])) for one, layer in zip(found, LAYERS, strict=True))
