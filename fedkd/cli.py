@@ -97,14 +97,14 @@ def resume(
     as_json: JSON = False,
 ) -> None:
     """Go on with a run that was cut off, to the end that it would have had, bit for bit."""
-    from fedkd.engine.resume import go_on, read_cut_off
+    from fedkd.engine.resume import go_on, opened
     from fedkd.progress import RoundProgress
     from fedkd.report import write_report
 
-    cut_off = read_cut_off(folder, workers)
-    experiment, done = cut_off.experiment, len(cut_off.records)
-    with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
-        result = go_on(cut_off, progress.advance)
+    with opened(folder, workers) as run:
+        experiment, done = run.experiment, len(run.records)
+        with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
+            result = go_on(run, progress.advance)
     gained = _train_alone(experiment, result, folder)
     _show(result, write_report(folder), as_json, gained)
 

@@ -75,7 +75,7 @@ class Checkpoint:
     """
 
     snapshot: Snapshot
-    states: Mapping[str, State] | None
+    states: dict[str, State] | None
 
 
 @dataclass(frozen=True)

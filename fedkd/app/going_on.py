@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fedkd.app.run_folder import (
     ROUNDS,
     RunFolder,
     decisive_settings,
-    locked,
+    made_and_locked,
     manifest,
     read_lines,
 )
@@ -54,9 +54,7 @@ def opened(path: Path, experiment: Experiment) -> Iterator[Opened]:
     Raises:
         UserError: another process is at it, or it is the folder of something else.
     """
-    with suppress(OSError):  # the folder itself says so better
-        path.mkdir(parents=True, exist_ok=True)
-    with locked(path) if path.is_dir() else nullcontext():
+    with made_and_locked(path):
         if not (path / MANIFEST).is_file():
             _forget_hardly_begun(path, experiment)
             yield Opened(RunFolder(path, experiment))

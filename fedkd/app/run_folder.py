@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -165,6 +165,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+@contextmanager
+def made_and_locked(path: Path) -> Iterator[None]:
+    """Make a folder if it can be made, and lock it before anything is read or written there (see :func:`locked`)."""
+    with suppress(OSError):  # who writes into it says so better
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path) if path.is_dir() else nullcontext():
+        yield
 
 
 @contextmanager

@@ -49,7 +49,16 @@ def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = 
         UserError: there is nothing to go on with, or something that decides the bits has changed.
         RunError: the run could not go on.
     """
-    return go_on(read_cut_off(Path(path), workers), on_round)
+    with opened(Path(path), workers) as run:
+        return go_on(run, on_round)
+
+
+@contextmanager
+def opened(path: Path, workers: int | None = None) -> Iterator[CutOff]:
+    """Read a run that was cut off, and keep everybody else from going on with it meanwhile (see :func:`resume`)."""
+    _expect_file(path, EXPERIMENT)
+    with locked(path):
+        yield read_cut_off(path, workers)
 
 
 def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
@@ -74,15 +83,14 @@ def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
 
 
 def go_on(run: CutOff, on_round: OnRound = lambda record: None) -> Result:
-    """Go on with a run (see :func:`resume`)."""
+    """Go on with a run that nobody else can go on with (see :func:`opened`)."""
     start = Start(run.checkpoint.snapshot, run.records)
     return carry_out(run.experiment, _reopened(run), on_round, start, run.checkpoint.states)
 
 
 @contextmanager
 def _reopened(run: CutOff) -> Iterator[RunFolder]:
-    with locked(run.path):
-        yield RunFolder.reopen(run.path, len(run.records))
+    yield RunFolder.reopen(run.path, len(run.records))
 
 
 def _expect_file(path: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from fedkd import seeding
 from fedkd.app.checkpoint import Checkpoints, Snapshot, is_due
 from fedkd.app.client import client_models
 from fedkd.app.loop import OnRound, Start, run
-from fedkd.app.run_folder import CHECKPOINTS, RunFolder, locked
+from fedkd.app.run_folder import CHECKPOINTS, RunFolder, made_and_locked
 from fedkd.app.state import State
 from fedkd.config import Experiment
 from fedkd.data.federation import build
@@ -59,7 +59,7 @@ def carry_out(
     folder: AbstractContextManager[RunFolder | None],
     on_round: OnRound,
     start: Start | None = None,
-    states: Mapping[str, State] | None = None,
+    states: dict[str, State] | None = None,
 ) -> Result:
     """Run an experiment on our own grids, from the beginning or from where an earlier process came to.
 
@@ -68,12 +68,14 @@ def carry_out(
         folder: gives the folder for the results, if any are wanted; entered once the grid is open.
         on_round: called after every round, when its checkpoint is written, with its record.
         start: where to go on.
-        states: the clients' states there, by client key.
+        states: the clients' states there, by client key; they are taken out, so that the grid alone keeps them.
     """
     # The folder comes last: what cannot start leaves nothing.
     with _process_restored(), open_grid(experiment) as grid, folder as opened:
-        for key, state in (states or {}).items():
+        while states:
+            key, state = states.popitem()
             grid.put_state(key, start.snapshot.versions[key] if start else 0, state)
+            del state
         keep = _keeper(experiment, grid, opened, len(start.records) if start else 0)
 
         def after_round(snapshot: Snapshot) -> None:
@@ -132,9 +134,8 @@ def _last_states(grid: SimulationGrid[Any], versions: Mapping[str, int]) -> Iter
 
 @contextmanager
 def _new_folder(path: Path, experiment: Experiment) -> Iterator[RunFolder]:
-    folder = RunFolder(path, experiment)
-    with locked(path):
-        yield folder
+    with made_and_locked(path):
+        yield RunFolder(path, experiment)
 
 
 def _keeper(

@@ -1,5 +1,6 @@
 """The client side: a task is a pure function of its message and state, and a client that fails fails alone."""
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Noted(Strategy):
         client.state["noise"] = torch.rand(2) + torch.tensor(np.random.rand())
         client.models["student"].tensors["head.bias"].add_(1.0)
         client.fit(client.private, losses.cross_entropy)
+        client.state["late"] = torch.rand(2) + torch.tensor(np.random.rand() + random.random())  # noqa: S311
         return client.predict(client.next_public_subset)
 
     def server_round(self, server: Server, replies: Replies) -> None:
@@ -104,6 +106,46 @@ def test_another_process_and_another_order_have_the_same_result() -> None:
 
     assert left == right
     assert len(set(left.values())) == 3
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_what_a_client_draws_does_not_depend_on_who_is_there(plan: str) -> None:
+    side = ClientSide(experiment_of(plan=plan))
+    keys = ["client-3", "client-0", "client-1"]
+    together = side.handle([ClientTask(message(TRAIN, round=1, client=key, version=0), key, None) for key in keys])
+
+    for key, outcome in zip(keys, together, strict=True):
+        found, alone = outcome.state, train(side, key, 1).state
+        assert found is not None
+        assert alone is not None
+        assert digest(found) == digest(alone)
+    late = [outcome.state["state/late"].tolist() for outcome in together if outcome.state]
+    assert len({tuple(values) for values in late}) == len(keys)
+
+
+class Unstorable(Strategy):
+    """Keeps what no file can hold, at one client."""
+
+    card = MethodCard(title="test", authors="-", year=2026)
+
+    def client_round(self, client: Client, received: object) -> None:
+        kind = torch.complex128 if client.card.key == "client-1" else torch.float64
+        client.state["spectrum"] = torch.zeros(2, dtype=kind)
+
+    def server_round(self, server: Server, replies: Replies) -> None:
+        pass
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_client_whose_state_cannot_be_stored_fails_alone(plan: str) -> None:
+    side = ClientSide(experiment_of(f"{__name__}:Unstorable", plan))
+    tasks = [
+        ClientTask(message(TRAIN, round=1, client=key, version=0), key, None) for key in ("client-0", "client-1")
+    ]  # fmt: skip
+    good, bad = side.handle(tasks)
+
+    assert not good.reply.has_error()
+    assert "state/spectrum: expected a type that can be stored, found torch.complex128" in str(bad.reply.error.reason)
 
 
 def test_rounds_and_seeds_differ() -> None:

@@ -10,7 +10,7 @@ from fedkd.app import going_on as module
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import locked, read_lines
 from fedkd.config import Experiment
-from fedkd.engine.resume import read_cut_off, resume
+from fedkd.engine.resume import go_on, opened, read_cut_off, resume
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
 from tests.engine.cutting import SMALL, cut_off, left
@@ -146,6 +146,23 @@ def test_a_run_that_is_still_running_is_left_alone(folder: Path) -> None:
     with pytest.raises(UserError, match="nobody else works on"):
         resume(folder, on_round=again)
     assert read_cut_off(folder).records[-1].round == 2
+
+
+def test_nobody_goes_on_with_what_another_has_begun_to_read(folder: Path) -> None:
+    with opened(folder) as run:
+        with pytest.raises(UserError, match="nobody else works on"):
+            resume(folder)
+        assert run.checkpoint.states
+        assert go_on(run).summary["rounds"] == 2
+        assert run.checkpoint.states == {}, "only the grid keeps the clients' states"
+
+
+def test_a_folder_that_somebody_has_begun_to_use_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    out.mkdir()
+    with locked(out), pytest.raises(UserError, match="new: expected a run that nobody else works on"):
+        simulate(read_cut_off(folder).experiment, out=out)
+    assert list(out.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
