@@ -86,6 +86,7 @@ class ServerSide:
         self.presence = Presence()
         self.kept: Sequence[Mapping[str, int]] = ()
         self._drawn: list[str] = []
+        self._public_ids = self.federation.splits.public
         self._sent: dict[str, int] = {}
 
     @property
@@ -164,6 +165,7 @@ class ServerSide:
     def train_messages(self, round_: int) -> list[Message]:
         """Start a round: draw the participants, and send each what it is to learn from."""
         self.server = replace(self.server, round=round_, seed=self._seed(round_))
+        self._public_ids = self.federation.public_subset(round_)
         messages: list[Message] = []
         self._sent = {}
         self.arrivals.begin_round(len(self.presence.unfit))
@@ -206,7 +208,8 @@ class ServerSide:
             arrivals = self.claims(TRAIN, messages, _noted(replies, broken), read, failed)
             yield from (reply for reply in in_order(asked, arrivals) if reply is not None)
             if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
-                raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
+                broken.append(RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed)))
+                raise broken[-1]
 
         broken: list[Exception] = []
         try:
@@ -215,9 +218,10 @@ class ServerSide:
                 collected = self.strategy.collect(self.server, coming)
                 deque(coming, maxlen=0)  # also what the method left unread is checked and counted
         except RunError:
-            if broken:  # the replies stopped coming, which is not the strategy's fault
-                raise broken[0] from None
-            raise
+            if not broken:
+                raise
+        if broken:  # the replies stopped coming, or are too few: no fault of the strategy's, nor for it to hide
+            raise broken[0] from None
         self._state_digests |= {key: claim.state for key, claim in accepted.items()}
         with self.server_half("round"):
             self._common = self.strategy.server_round(self.server, collected)
@@ -252,7 +256,7 @@ class ServerSide:
         contract = Contract(
             classes=len(self.federation.classes),
             feature_width=settings.feature_width,
-            public_ids=self.federation.public_subset(self.server.round),
+            public_ids=self._public_ids,
             weights=layout(self.server.models[student].spec, self.federation.like.dtype) if student else {},
         )
         return Expectation(

@@ -121,9 +121,18 @@ class Federation:
         return self._cached("test", view, labels=True)
 
     def public(self, view: str, ids: Tensor | None = None) -> Samples:
-        """Return the public samples with these ids (all without) in a view, without labels."""
+        """Return the public samples with these ids (all without) in a view, without labels.
+
+        All that ask for the same ones after each other, as clients do in a round, share them.
+        """
         everything = self._cached("public", view, labels=False)
-        return everything if ids is None or torch.equal(ids, self.splits.public) else everything.by_id(ids)
+        if ids is None or torch.equal(ids, self.splits.public):
+            return everything
+        last = self._cache.get(("some public", view))
+        if last is None or not torch.equal(last.ids, ids):
+            with torch.inference_mode():  # see samples()
+                last = self._cache["some public", view] = everything.by_id(ids)
+        return last
 
     def labelled_public(self, view: str) -> Samples | None:
         """Return the public samples in a view with labels, or None where the experiment keeps them unlabelled."""

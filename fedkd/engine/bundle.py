@@ -135,5 +135,13 @@ def _folder(out: Path | None) -> Iterator[Path]:
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="fedkd-run-") as temporary:
-        yield Path(temporary)
+    temporary = Path(tempfile.mkdtemp(prefix="fedkd-run-"))
+    try:
+        yield temporary
+    except RunError:  # names the log, which is all that stays
+        shutil.rmtree(temporary / "states", ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)

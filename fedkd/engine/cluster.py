@@ -26,6 +26,8 @@ CONNECT_SECONDS = 5.0
 def connect(experiment: Experiment) -> bool:
     """Join the experiment's cluster, use a Ray that this process already runs, or start one; return whether started."""
     if ray.is_initialized():
+        if experiment.engine.address:
+            LOG.warning("engine.address is not used: this process is connected to a Ray already, and the run uses that")
         return False
     threads = str(experiment.engine.threads)
     environment = {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}

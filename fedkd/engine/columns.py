@@ -42,6 +42,14 @@ def as_columns(rows: Sequence[Mapping[str, Tensor]]) -> Columns:
     return Columns(groups)
 
 
+def as_row(columns: Columns, row: int) -> dict[str, Tensor]:
+    """Return one of the rows that :func:`as_columns` was given (see :func:`as_rows`)."""
+    members, layout, arrays = next(group for group in columns.groups if row in group[0])
+    place = list(members).index(row)
+    one = [raw.reshape(len(members), -1)[place : place + 1] for raw in arrays]
+    return as_rows(Columns([([0], layout, one)]))[0]
+
+
 def as_rows(columns: Columns) -> list[dict[str, Tensor]]:
     """Return the rows that :func:`as_columns` was given, in shared memory: torch refuses to write to them."""
     rows: dict[int, dict[str, Tensor]] = {}

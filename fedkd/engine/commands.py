@@ -26,6 +26,8 @@ from fedkd.errors import LostSightError, RunError
 
 CONNECTION: Final = "fedkd"
 """Name of the SuperLink in Flower's ``config.toml``."""
+ANSWER_SECONDS: Final = 300.0
+"""Seconds that one of Flower's short commands may take, which on a busy machine are many."""
 _POLL_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 5.0  # before a SuperLink that did not answer is asked again
 _GRACE_SECONDS: Final = 10.0  # a simulation that is told to stop shuts Ray down first
@@ -86,10 +88,15 @@ class Commands:
         """Return the JSON answer of one ``flwr`` command.
 
         Raises:
-            RunError: it did not succeed; the message holds what it said.
+            RunError: it did not succeed, or not in time; the message holds what it said.
         """
         with tempfile.TemporaryFile() as output:
-            self.start(["flwr", *command, "--format", "json"], output).wait()
+            process = self.start(["flwr", *command, "--format", "json"], output)
+            try:
+                process.wait(ANSWER_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise RunError(f"`flwr {command[0]}` did not answer within {ANSWER_SECONDS:g} s") from None
             output.seek(0)
             text = without_colours(output.read().decode(errors="replace"))
         try:

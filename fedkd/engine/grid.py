@@ -107,5 +107,9 @@ class SimulationGrid(Grid, Generic[S]):
 
 
 def units(messages: Mapping[str, Message], experiment: Experiment) -> list[Unit]:
-    """Divide messages, by client key, into units that one worker runs at a time: the chunks of the plan."""
-    return [[(messages[key], key) for key in chunk] for cohort in plan(experiment, messages) for chunk in cohort.chunks]
+    """Divide messages, by client key, into units that one worker runs at a time: the chunks of the plan.
+
+    They come in the order of their first keys, since replies wait for those of all keys before theirs.
+    """
+    chunks = [chunk for cohort in plan(experiment, messages) for chunk in cohort.chunks]
+    return [[(messages[key], key) for key in chunk] for chunk in sorted(chunks, key=min)]

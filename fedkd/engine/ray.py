@@ -26,7 +26,7 @@ from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.cluster import check_room, connect, tell_of_idle_workers
-from fedkd.engine.columns import Columns, as_columns, as_rows
+from fedkd.engine.columns import Columns, as_columns, as_row, as_rows
 from fedkd.engine.grid import SimulationGrid, Unit
 from fedkd.errors import RunError
 
@@ -271,7 +271,7 @@ class RayGrid(SimulationGrid[Stored]):
 
     def read_state(self, state: Stored) -> State:
         """Fetch a state from the object store."""
-        return {name: tensor.clone() for name, tensor in as_rows(ray.get(state.reference))[state.row].items()}
+        return {name: tensor.clone() for name, tensor in as_row(ray.get(state.reference), state.row).items()}
 
     def store_state(self, key: str, state: State) -> Stored:
         """Put a state into the object store."""
@@ -282,7 +282,8 @@ class RayGrid(SimulationGrid[Stored]):
         alone, workers = [task for unit in units if len(unit) == 1 for task in unit], len(self._queues)
         size = 1 if len(alone) <= FEW * workers else -(-len(alone) // (UNITS_PER_WORKER * workers))
         joined = [alone[start : start + size] for start in range(0, len(alone), size)]
-        return [unit for unit in units if len(unit) > 1] + joined
+        together = [unit for unit in units if len(unit) > 1]
+        return sorted([*together, *joined], key=lambda unit: min(key for _, key in unit))
 
     def _least_busy(self, deaths: int) -> Any:  # noqa: ANN401
         """Return the worker with the shortest queue, None if all are full; who killed one gets one without others."""

@@ -1,6 +1,8 @@
 """The server: its bookkeeping, what a strategy does wrong in its half, and going on after another process."""
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -119,6 +121,55 @@ def test_a_grid_that_breaks_is_not_blamed_on_the_strategy(experiment: Experiment
 
     with pytest.raises(ConnectionError, match="the line is cut"):
         side.take_replies(messages, coming())
+
+
+def test_a_strategy_cannot_hide_that_the_grid_broke_or_that_too_few_replied(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(self: Strategy, server: Server, replies: Iterable[Any]) -> list[Any]:
+        kept: list[Any] = []
+        with suppress(Exception):
+            kept.extend(replies)
+        return kept
+
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    monkeypatch.setattr(type(side.strategy), "collect", careless)
+    messages = side.train_messages(1)
+
+    def coming() -> Iterator[Message]:
+        yield from list(grid.send_and_receive(messages))[:2]
+        raise ConnectionError("the line is cut")
+
+    with pytest.raises(ConnectionError, match="the line is cut"):
+        side.take_replies(messages, coming())
+    with pytest.raises(RunError, match="no client sent a usable reply"):
+        side.take_replies(messages, [])
+
+
+def test_what_a_method_draws_while_it_collects_does_not_depend_on_the_grid(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+
+    def choosy(self: Strategy, server: Server, replies: Iterable[Any]) -> list[Any]:
+        kept = []
+        for reply in replies:
+            drawn.append(float(torch.rand(1)) + random.random())  # noqa: S311
+            kept.append(reply)
+        return kept
+
+    for lazily in (True, False):
+        side, grid = ServerSide(experiment), LocalGrid(experiment)
+        side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+        monkeypatch.setattr(type(side.strategy), "collect", choosy)
+        messages = side.train_messages(1)
+        replies = grid.send_and_receive(messages)
+        side.take_replies(messages, replies if lazily else list(replies))
+
+    half = len(drawn) // 2
+    assert half > 1
+    assert drawn[:half] == drawn[half:]
 
 
 def test_the_digest_covers_models_state_knowledge_and_clients(experiment: Experiment) -> None:

@@ -259,6 +259,17 @@ def test_public_samples_come_in_the_order_asked_for(make: Make) -> None:
         federation.public("image", federation.splits.test[:1])
 
 
+def test_all_that_ask_for_the_same_public_samples_share_them(make: Make) -> None:
+    federation = make(data__public_per_round=10)
+    first, second = federation.public_subset(1), federation.public_subset(2)
+    found = federation.public("image", first)
+    assert federation.public("image", first.clone()) is found
+    assert torch.equal(federation.public("image", second).ids, second)
+    assert torch.equal(federation.public("image", first).inputs, raw(federation, "image")[first])
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        found.inputs.add_(1)
+
+
 @pytest.mark.parametrize("count", [0, 40, 41])
 def test_the_public_subset_may_be_everything(make: Make, count: int) -> None:
     federation = make(data__public_per_round=count)

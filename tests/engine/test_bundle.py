@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -222,6 +223,21 @@ def test_a_flower_run_without_a_result_is_an_error(
 
     with pytest.raises(RunError, match=r"ended without a result; its log is .*flower\.log"):
         run_on_flower(Experiment(strategy="local", **SMALL), tmp_path / "run", lambda record: None)
+
+
+def test_without_a_folder_the_log_of_a_failed_run_stays(flower: Callable[[Callable[..., None]], None]) -> None:
+    def fails(app: Path, **options: Any) -> None:
+        (options["log"].parent / "states").mkdir()
+        options["log"].write_text("the log", encoding="utf-8")
+
+    flower(fails)
+    with pytest.raises(RunError) as failed:
+        run_on_flower(Experiment(strategy="local", **SMALL), None, lambda record: None)
+
+    log = Path(str(failed.value).partition("its log is ")[2].removesuffix("."))
+    assert log.read_text(encoding="utf-8") == "the log"
+    assert [path.name for path in log.parent.iterdir()] == ["flower.log"]
+    shutil.rmtree(log.parent)
 
 
 def test_flower_is_asked_for_all_clients_and_the_workers_at_a_time(

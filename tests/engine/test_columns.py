@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedkd.app.state import digest
-from fedkd.engine.columns import as_columns, as_rows
+from fedkd.engine.columns import as_columns, as_row, as_rows
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -35,6 +35,9 @@ def test_rows_come_back_as_they_were(rows: list[dict[str, Tensor]]) -> None:
     assert [list(one) for one in found] == [list(one) for one in rows]
     assert [digest(one) for one in found] == [digest(one) for one in rows]
     assert all(ours.shape == rows[k][name].shape for k, one in enumerate(found) for name, ours in one.items())
+    single = [as_row(as_columns(rows), k) for k in range(len(rows))]
+    assert [list(one) for one in single] == [list(one) for one in rows]
+    assert [digest(one) for one in single] == [digest(one) for one in rows]
 
 
 def test_equal_rows_are_few_arrays() -> None:

@@ -1,8 +1,8 @@
 """Flower's commands: what they answer, and how a run's end becomes an error that names the cause."""
 
 import json
-import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +141,17 @@ def test_a_command_that_fails_says_what_flower_said(fake, commands):
         commands.ask("stop", "17", CONNECTION)
 
 
+def test_a_command_that_does_not_answer_is_given_up(fake, commands, monkeypatch, tmp_path):
+    monkeypatch.setattr("fedkd.engine.commands.ANSWER_SECONDS", 0.2)
+    (tmp_path / "bin" / "flwr").write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"`flwr list` did not answer within 0.2 s"):
+        commands.ask("list", CONNECTION)
+    with pytest.raises(LostSightError, match="lost sight of run 17"):
+        commands._find("17", patience=0.3)
+    assert time.monotonic() - started < 10
+
+
 def test_nothing_is_left(fake, tmp_path):
     with (tmp_path / "run.log").open("wb") as output:
         made = Commands(output, {"address": "fed.example.org:8000", "root-certificates": "/ca.crt"})
@@ -163,8 +174,7 @@ def environment(pid: int) -> list[str]:
 
 def test_the_commands_never_join_a_running_cluster_nor_report_home(fake, commands, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with open(os.devnull, "wb") as nowhere:
-        found = environment(Commands(nowhere, {}).start(["sleep", "1"], nowhere).pid)
+    found = environment(commands.start(["sleep", "1"], commands.output).pid)
 
     assert not [line for line in found if line.startswith("RAY_ADDRESS=")]
     assert "FLWR_TELEMETRY_ENABLED=0" in found

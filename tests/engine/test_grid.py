@@ -78,7 +78,7 @@ def test_one_by_one_every_client_is_a_unit() -> None:
     ("size", "chosen", "expected"),
     [  # client k has architecture k % 2 and view 0 if k % 3 == 0 else 1
         (16, range(12), [[0, 6], [1, 5, 7, 11], [2, 4, 8, 10], [3, 9]]),
-        (3, range(12), [[0, 6], [1, 5], [7, 11], [2, 4], [8, 10], [3, 9]]),
+        (3, range(12), [[0, 6], [1, 5], [2, 4], [3, 9], [7, 11], [8, 10]]),
         (2, [1, 5, 7, 8, 9], [[1], [5, 7], [8], [9]]),
         (16, [], []),
     ],

@@ -49,6 +49,14 @@ def test_the_state_that_is_kept_is_the_one_that_the_reply_speaks_of(plan: str) -
         assert digest(grid.state_of(key, 1)) == said[node]["state"]
 
 
+def test_a_state_keeps_no_other_client_alive() -> None:
+    grid = LocalGrid(Experiment(**SMALL, engine={"plan": "cohorts"}))
+    list(grid.send_and_receive([message(TRAIN, node, round=1, version=0) for node in grid.get_node_ids()]))
+
+    for key in build(Experiment(**SMALL)).holdings:
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in grid.state_of(key, 1).values())
+
+
 def test_only_training_changes_a_state() -> None:
     grid = LocalGrid(Experiment(**SMALL))
     for type_ in (HELLO, EVALUATE):
