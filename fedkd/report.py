@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedkd.app.run_folder import CLIENTS, EXPERIMENT, MANIFEST, ROUNDS, SUMMARY
 from fedkd.errors import UserError
 from fedkd.gains import ALONE
 from fedkd.report_template import TEMPLATE
@@ -129,13 +130,13 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_run(folder: Path) -> Run:
-    clients, gains, alone = folder / "clients.jsonl", folder / "gains.json", folder / ALONE / "summary.json"
+    clients, gains, alone = folder / CLIENTS, folder / "gains.json", folder / ALONE / SUMMARY
     return Run(
         name=folder.resolve().name,
-        settings=_read(folder / "experiment.toml"),
-        manifest=_parse(_read(folder / "manifest.json"), "manifest.json"),
-        summary=_parse(_read(folder / "summary.json"), "summary.json"),
-        rounds=list(_read_rows(folder / "rounds.jsonl")),
+        settings=_read(folder / EXPERIMENT),
+        manifest=_parse(_read(folder / MANIFEST), MANIFEST),
+        summary=_parse(_read(folder / SUMMARY), SUMMARY),
+        rounds=list(_read_rows(folder / ROUNDS)),
         clients=list(_read_rows(clients)) if clients.exists() else [],
         gains=json.loads(_read(gains)) if gains.exists() else [],
         alone=_parse(_read(alone), str(alone)) if alone.exists() else None,

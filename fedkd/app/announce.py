@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.app.run_folder import CLIENTS, read_lines
+from fedkd.app.run_folder import CLIENTS, MANIFEST, SUMMARY, read_lines
 
 Announce = Callable[[str, Mapping[str, Any]], None]
 _BEGIN = re.compile(r"^fedkd reports under ([0-9a-f]{16})$", re.MULTILINE)
@@ -41,10 +41,10 @@ def nothing_announced(kind: str, values: Mapping[str, Any]) -> None:
 
 def announce_end(announce: Announce, folder: Path) -> None:
     """Announce what a finished run's folder holds beside its rounds, and last of all the summary."""
-    announce("manifest", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    announce("manifest", json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     for client in read_lines(folder / CLIENTS):
         announce("client", client)
-    announce("summary", json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    announce("summary", json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
 
 
 def is_announcement(line: str) -> bool:

@@ -26,7 +26,7 @@ from fedkd.app.told import TOLD
 from fedkd.errors import RunError, UserError
 from fedkd.knowledge import Knowledge, KnowledgeError, kind
 from fedkd.learner.base import ClientCard
-from fedkd.learner.model import Model
+from fedkd.learner.model import Model, below
 from fedkd.learner.model_file import spec_of
 
 FORMAT = 1
@@ -306,7 +306,7 @@ def _content(folder: Path, name: str) -> bytes:
 
 def _snapshot(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
     flat = {name: tensors[name].to(device) for name, device in values["tensors"].items()}
-    common = {name.removeprefix(_COMMON): t for name, t in flat.items() if name.startswith(_COMMON)}
+    common = below(flat, _COMMON)
     return Snapshot(
         record=RoundRecord(**values["record"]),
         clients=[ClientRecord.from_json(client) for client in values["clients"]],

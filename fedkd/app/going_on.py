@@ -13,8 +13,11 @@ from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Start
 from fedkd.app.run_folder import (
     CHECKPOINTS,
+    EXPERIMENT,
     FLOWER_LOG,
+    MANIFEST,
     ROUNDS,
+    SUMMARY,
     RunFolder,
     decisive_settings,
     made_and_locked,
@@ -29,7 +32,6 @@ from fedkd.wording import where_they_differ
 
 DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
 """What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
-EXPERIMENT, MANIFEST, SUMMARY = "experiment.toml", "manifest.json", "summary.json"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from fedkd.app.history import ClientRecord, Scores
+from fedkd.app.history import ClientRecord
 from fedkd.app.introduction import Said, expect_said, introduction, read_introduction
 from fedkd.app.told import TOLD
 from fedkd.app.wire import COMMON, HEADER, SEAL, Header, expect_records, expect_sealed, header_of, reason_in
@@ -15,6 +15,7 @@ from fedkd.data.federation import Federation
 from fedkd.errors import RunError
 from fedkd.knowledge import KnowledgeError
 from fedkd.learner.base import card_of
+from fedkd.learner.model import below
 from fedkd.strategy import Strategy
 from fedkd.wording import first_of, gist
 
@@ -33,7 +34,7 @@ class Participant:
 
     def record(self, scores: Mapping[str, float]) -> ClientRecord:
         """Return the client's record, given scores named ``global/accuracy``, ``local/nll``, ..."""
-        global_, local = (_below(scores, prefix) for prefix in ("global/", "local/"))
+        global_, local = (below(scores, prefix) for prefix in ("global/", "local/"))
         said, card = self.said, self.said.card
         return ClientRecord(
             card.key,
@@ -194,7 +195,3 @@ def _expect_one_of(federation: Federation, header: Header) -> str:
     if not isinstance(key, str) or key not in federation.holdings:
         raise KnowledgeError(f"the federation has no client {key!r:.80}")
     return key
-
-
-def _below(scores: Mapping[str, float], prefix: str) -> Scores:
-    return {name.removeprefix(prefix): value for name, value in scores.items() if name.startswith(prefix)}

@@ -28,6 +28,7 @@ from fedkd.strategy.registry import complete, find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
+EXPERIMENT, MANIFEST, SUMMARY = "experiment.toml", "manifest.json", "summary.json"
 ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
 _INDECISIVE = {
     "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"},
@@ -51,8 +52,8 @@ class RunFolder:
         """
         claim(path, besides=[FLOWER_LOG])
         self.path = path
-        self._write("experiment.toml", complete(experiment).to_toml())
-        self._write("manifest.json", _pretty(manifest(experiment)))
+        self._write(EXPERIMENT, complete(experiment).to_toml())
+        self._write(MANIFEST, _pretty(manifest(experiment)))
 
     @classmethod
     def reopen(cls, path: Path, rounds: int) -> Self:
@@ -114,7 +115,7 @@ class RunFolder:
         for key, models in clients.items():
             for name, model in models.items():
                 self._write(f"models/clients/{key}/{name}.safetensors", to_bytes(model))
-        self._write("summary.json", _pretty(run.summary))
+        self._write(SUMMARY, _pretty(run.summary))
 
     def _write(self, name: str, content: str | bytes) -> None:
         path = self.path / name
@@ -138,7 +139,7 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
     except OSError as error:
         raise UserError(f"{path}: expected a folder that can be made, but: {error}; choose another one.") from error
     if found:
-        what = "an earlier run" if {"experiment.toml", "flower.log"} & set(found) else ", ".join(found[:3])
+        what = "an earlier run" if {EXPERIMENT, FLOWER_LOG} & set(found) else ", ".join(found[:3])
         raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
 
 

@@ -1,6 +1,6 @@
 """The server side of a run: greet the clients, and turn rounds of messages into knowledge, metrics and a digest.
 
-:class:`ServerSide` makes messages and takes replies, and leaves the sending to its caller: our own loop below, or a
+:class:`ServerSide` makes messages and takes replies, and leaves the sending to its caller: our own loop, or a
 foreign Flower ServerApp (see ``as_flower``).
 """
 

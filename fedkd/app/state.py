@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedkd.errors import UserError
-from fedkd.learner.model import Model
+from fedkd.learner.model import Model, below
 
 _CODES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -52,12 +52,12 @@ def flatten(models: Mapping[str, Model], state: Mapping[str, Tensor]) -> State:
 
 def model_tensors(flat: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return one model's tensors out of a flat state."""
-    return _below(flat, f"model/{name}/")
+    return below(flat, f"model/{name}/")
 
 
 def other_tensors(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that the strategy keeps beside its models."""
-    return _below(flat, "state/")
+    return below(flat, "state/")
 
 
 def digest(*parts: Mapping[str, Tensor] | str) -> str:
@@ -250,7 +250,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _below(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}

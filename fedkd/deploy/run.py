@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from fedkd.app.announce import announced, announcements, is_announcement
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import CLIENTS, FLOWER_LOG, ROUNDS, claim
+from fedkd.app.run_folder import CLIENTS, EXPERIMENT, FLOWER_LOG, ROUNDS, claim
 from fedkd.config import Experiment
 from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
@@ -110,7 +110,7 @@ def run(
     """
     check_deployable(experiment)
     claim(out)
-    (out / "experiment.toml").write_text(complete(experiment).to_toml(), encoding="utf-8")
+    (out / EXPERIMENT).write_text(complete(experiment).to_toml(), encoding="utf-8")
     log = out / FLOWER_LOG
     told = _Told(log, on_round, on_told)
     try:

@@ -12,7 +12,7 @@ import tomli_w
 
 import fedkd
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import FLOWER_LOG, claim, read_lines, read_models
+from fedkd.app.run_folder import CLIENTS, FLOWER_LOG, ROUNDS, SUMMARY, claim, read_lines, read_models
 from fedkd.config import Experiment
 from fedkd.data import sources
 from fedkd.engine.flower import run_app
@@ -42,7 +42,7 @@ def run_on_flower(experiment: Experiment, out: Path | None, on_round: Callable[[
     with _folder(out) as folder, tempfile.TemporaryDirectory(prefix="fedkd-app-") as app:
         claim(folder)
         write_app(Path(app), experiment, folder)
-        progress = _Progress(folder / "rounds.jsonl", on_round)
+        progress = _Progress(folder / ROUNDS, on_round)
         run_app(
             Path(app),
             supernodes=experiment.federation.clients,
@@ -51,12 +51,12 @@ def run_on_flower(experiment: Experiment, out: Path | None, on_round: Callable[[
             on_poll=progress.report,
         )
         progress.report()
-        if not (folder / "summary.json").exists():  # Flower calls a server that ended early "completed"
-            raise RunError(f"the Flower run ended without a result; its log is {folder / 'flower.log'}.")
+        if not (folder / SUMMARY).exists():  # Flower calls a server that ended early "completed"
+            raise RunError(f"the Flower run ended without a result; its log is {folder / FLOWER_LOG}.")
         shutil.rmtree(folder / "states", ignore_errors=True)
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         server, clients = read_models(folder)
-        rounds, measured = (read_lines(folder / name) for name in ("rounds.jsonl", "clients.jsonl"))
+        rounds, measured = (read_lines(folder / name) for name in (ROUNDS, CLIENTS))
         return make_result(summary, rounds, measured, server, clients, out)
 
 

@@ -46,7 +46,7 @@ WORDS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Task:
+class Sent:
     """One message as it is sent to a worker: tensors go beside it as objects, which many tasks may share.
 
     Attributes:
@@ -114,7 +114,7 @@ class Worker:
         """Return the seconds since something was last printed here: Ray keeps both outputs in files."""
         return time() - max(os.fstat(number).st_mtime for number in (1, 2))
 
-    def run(self, tasks: list[Task], *objects: Columns) -> tuple[list[Bare], Columns, Columns]:
+    def run(self, tasks: list[Sent], *objects: Columns) -> tuple[list[Bare], Columns, Columns]:
         """Run one unit.
 
         Returns:
@@ -310,7 +310,7 @@ class RayGrid(SimulationGrid[Stored]):
                     sent[id(record)] = record, ray.put(as_columns([tensors_in(record)]))
             numbered = {name: number_of(sent[id(record)][1]) for name, record in records.items()}
             state = self.state_for(message, key)
-            tasks.append(Task(bare, key, numbered, None if state is None else (number_of(state.reference), state.row)))
+            tasks.append(Sent(bare, key, numbered, None if state is None else (number_of(state.reference), state.row)))
         references: list[Any] = worker.run.options(num_returns=3).remote(tasks, *objects)
         return references
 

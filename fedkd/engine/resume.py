@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fedkd import config
 from fedkd.app.checkpoint import Checkpoint, read_newest
-from fedkd.app.going_on import EXPERIMENT, MANIFEST, SUMMARY, expect_unchanged, read_records
+from fedkd.app.going_on import expect_unchanged, read_records
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import OnRound, Start
-from fedkd.app.run_folder import CHECKPOINTS, FLOWER_LOG, ROUNDS, RunFolder, locked
+from fedkd.app.run_folder import CHECKPOINTS, EXPERIMENT, FLOWER_LOG, MANIFEST, ROUNDS, SUMMARY, RunFolder, locked
 from fedkd.config import Experiment
 from fedkd.engine.result import Result
 from fedkd.engine.simulate import carry_out, check

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fedkd.learner.model import BoundNetwork, Model, Network
+from fedkd.learner.model import BoundNetwork, Model, Network, below
 from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
 from fedkd.learner.worth import multiplications, worth_it
 from fedkd.losses import values_unchecked
@@ -110,7 +110,7 @@ def _precision(request: Fit) -> AbstractContextManager[Any]:
 def _trained(request: Fit, tensors: Tensors) -> dict[str, BoundNetwork]:
     """Return the networks that are trained, with their tensors, named ``model/parameter``, bound to them."""
     return {
-        name: BoundNetwork(model.spec, of_model(name, tensors), number=number)
+        name: BoundNetwork(model.spec, below(tensors, f"{name}/"), number=number)
         for number, (name, model) in enumerate(request.models.items())
     }
 
@@ -196,10 +196,4 @@ def split(models: Mapping[str, Model]) -> tuple[dict[str, Tensor], dict[str, Ten
 def join(models: Mapping[str, Model], parameters: Tensors, buffers: Tensors) -> dict[str, Model]:
     """Return the models with these tensors: the inverse of :func:`split`."""
     tensors = {name: t.detach() for name, t in {**parameters, **buffers}.items()}
-    return {name: model.with_tensors(of_model(name, tensors)) for name, model in models.items()}
-
-
-def of_model(model: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Return one model's tensors out of tensors named ``model/parameter``."""
-    prefix = f"{model}/"
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {name: model.with_tensors(below(tensors, f"{name}/")) for name, model in models.items()}

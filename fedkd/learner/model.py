@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from fedkd.knowledge import Layout
 from fedkd.models import ModelSpec, initialise, skeleton
 from fedkd.models.capture import capture
 from fedkd.models.classifier import Classifier
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Network:
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         """Bind the tensors to the skeleton of their architecture, which is in evaluation mode."""
         self._module = skeleton(spec, training=False)
-        self._halves = {half: _below(tensors, f"{half}.") for half in ("features", "head")}
+        self._halves = {half: below(tensors, f"{half}.") for half in ("features", "head")}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of inputs ``(N, ...)``."""
@@ -148,5 +150,6 @@ def _places(spec: ModelSpec, number: int) -> dict[str, dict[str, Any]]:
     return places
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return what has a name with this prefix, under the name without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
