@@ -7,8 +7,8 @@ in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,34 +79,37 @@ def run(
     from fedkd.app.run_folder import new_folder
     from fedkd.engine.simulate import check, simulate
     from fedkd.progress import RoundProgress
-    from fedkd.report import write_report
 
     check(experiment)
-    with nullcontext(out) if out else new_folder(Path("runs") / experiment.name) as folder:
+    with _output_for_results(as_json), nullcontext(out) if out else new_folder(_usual(experiment)) as folder:
         with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
             result = simulate(experiment, out=folder, on_round=progress.advance)
         gained = _train_alone(experiment, result, folder)
-        report = write_report(folder)
-    _show(result, report, as_json, gained)
+        report = _report(folder)
+    _show(result.summary, report, as_json, gained)
 
 
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run that was cut off", show_default=False)],
+    set_: SET = None,
     workers: WORKERS = None,
     as_json: JSON = False,
 ) -> None:
     """Go on with a run that was cut off, to the end that it would have had, bit for bit."""
-    from fedkd.engine.resume import go_on, opened
+    from fedkd.engine.resume import go_on, opened, unreported
     from fedkd.progress import RoundProgress
-    from fedkd.report import write_report
 
-    with opened(folder, workers) as run:
+    if summary := unreported(folder):
+        _show(summary, _report(folder), as_json, [])
+        return
+    with _output_for_results(as_json), opened(folder, _given(set_, workers)) as run:
         experiment, done = run.experiment, len(run.records)
         with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
             result = go_on(run, progress.advance)
-    gained = _train_alone(experiment, result, folder)
-    _show(result, write_report(folder), as_json, gained)
+        gained = _train_alone(experiment, result, folder)
+        report = _report(folder)
+    _show(result.summary, report, as_json, gained)
 
 
 @app.command()
@@ -134,7 +137,8 @@ def compare(
         check(variant)
     shown = list(dict.fromkeys(variant.strategy for variant in variants))
     with (
-        nullcontext(out) if out else new_folder(Path("runs") / f"{experiment.name}-compare") as folder,
+        _output_for_results(as_json),
+        nullcontext(out) if out else new_folder(_usual(experiment, "-compare")) as folder,
         _telling_how_to_go_on(folder),
         RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
     ):
@@ -204,7 +208,8 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         hint = f"continue with: fedkd resume {shlex.quote(str(folder))}"
         there = next(folder.glob("checkpoints/round-*"), None) is not None
         if isinstance(error, KeyboardInterrupt):
-            what = f"interrupted; the rounds that finished are in {folder}"
+            begun = folder.is_dir() and any(folder.iterdir())
+            what = f"interrupted; the rounds that finished are in {folder}" if begun else "interrupted"
             raise InterruptedRunError(f"{what}\n{hint}" if there else what) from None
         if there:
             error.add_note(hint)
@@ -222,18 +227,33 @@ def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list
         return measure(experiment, result, folder, progress.advance)
 
 
-def _show(result: "Result", report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
+def _report(folder: Path) -> Path:
+    from fedkd.report import write_report  # matplotlib takes a second: only once there is something to draw
+
+    return write_report(folder)
+
+
+def _show(summary: Mapping[str, Any], report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
     from fedkd.tables import gains_table, outside_line, run_table
 
     if as_json:
-        typer.echo(json.dumps({**result.summary, "gains": gained} if gained else result.summary))
+        typer.echo(json.dumps({**summary, "gains": gained} if gained else summary))
         return
-    _print(run_table(result.summary))
-    if outside := outside_line(result.summary):
+    _print(run_table(summary))
+    if outside := outside_line(summary):
         typer.echo(outside)
     if gained:
-        _print(gains_table(result.summary["strategy"], gained))
-    typer.echo(f"digest  {result.digest}\nreport  {report}")
+        _print(gains_table(summary["strategy"], gained))
+    typer.echo(f"digest  {summary['digest']}\nreport  {report}")
+
+
+def _output_for_results(as_json: bool) -> AbstractContextManager[Any]:
+    """Keep standard output for the JSON: what strategies print, and what Ray says of its workers, goes beside it."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _usual(experiment: Experiment, ending: str = "") -> Path:
+    return Path("runs") / f"{experiment.name}{ending}"
 
 
 def _say(message: str, code: int) -> int:
@@ -247,9 +267,13 @@ def _print(table: Table) -> None:
 
 
 def _experiment(file: Path, overrides: list[str] | None, workers: int | None, engine: str | None) -> Experiment:
+    return config.load(file, _given(overrides, workers, engine))
+
+
+def _given(overrides: list[str] | None, workers: int | None, engine: str | None = None) -> list[str]:
+    """Return all settings that were given on the command line as ``key=value``."""
     options: dict[str, Any] = {"engine.workers": workers, "engine.name": engine}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    return config.load(file, [*(overrides or []), *given])
+    return [*(overrides or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
 
 def _split(option: str, text: str) -> list[str]:

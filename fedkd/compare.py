@@ -101,8 +101,12 @@ def compare(
 
 
 def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's summary with its metrics as flat keys such as ``clients_global.accuracy``."""
+    """Return a run's summary with its metrics as flat keys such as ``clients_global.accuracy``.
+
+    Who took no part, and why, is in the run's own summary; here it is how many lines that takes.
+    """
     flat = {key: value for key, value in summary.items() if key != "metrics"}
+    flat["took_no_part"] = len(summary.get("took_no_part", []))
     for who, scores in summary["metrics"].items():
         flat |= {f"{who}.{name}": value for name, value in (scores or {}).items()}
     return flat

@@ -150,7 +150,9 @@ class EngineSettings(Section):
     checkpoint_every: int = Field(
         1, ge=0, description="rounds between checkpoints in the run folder, where fedkd resume goes on; 0: none"
     )
-    timeout: float = Field(3600.0, gt=0, description="seconds to wait for the replies of one round")
+    timeout: float = Field(
+        3600.0, gt=0, description="seconds to wait for the replies of one round; without workers nobody waits"
+    )
     join_timeout: float = Field(120.0, gt=0, description="seconds to wait for the clients to appear")
 
 
@@ -184,7 +186,7 @@ class Experiment(Section):
                 f"{self.train.optimizer!r}; remove it or set train.optimizer = 'sgd'"
             )
         self._check_clients()
-        if self.engine.gpus_per_worker and (self.engine.name == "flower" or not self._has_ray_workers):
+        if self.engine.gpus_per_worker and (self.engine.name == "flower" or not self.engine.workers):
             raise ValueError(
                 f"engine.gpus_per_worker: only our own Ray workers share GPUs, found {self.engine.gpus_per_worker:g} "
                 "without any; remove it or set engine.workers above 0 and engine.name = 'local'"
@@ -196,6 +198,11 @@ class Experiment(Section):
         if self.engine.name == "flower" and self.engine.address:
             raise ValueError(
                 "engine.address: only our own grid joins a Ray cluster; remove it or set engine.name = 'local'"
+            )
+        if self.engine.address and not self.engine.workers:
+            raise ValueError(
+                "engine.address: expected to be told how many workers to start on that Ray cluster, found "
+                "engine.workers = 0, which runs in this process; set engine.workers, or remove the address"
             )
         return self
 
@@ -212,10 +219,6 @@ class Experiment(Section):
                 "another partition"
             )
 
-    @property
-    def _has_ray_workers(self) -> bool:
-        return self.engine.workers > 0 or self.engine.address is not None
-
     def to_toml(self) -> str:
         """Return the complete experiment as TOML text, every default written out."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
@@ -225,7 +228,7 @@ class Experiment(Section):
         return parse(_without_none(self.model_dump(mode="json")), overrides, where="experiment")
 
 
-def load(path: Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Experiment:
+def load(path: Path | str, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Experiment:
     """Read an experiment file.
 
     Args:
@@ -236,7 +239,7 @@ def load(path: Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Exper
         UserError: the file is missing, is no TOML, or holds a wrong key or value.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: expected a readable experiment file, found none ({error}); check the path."

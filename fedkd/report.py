@@ -3,8 +3,8 @@
 import io
 import json
 import math
-import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fedkd.app.run_folder import CLIENTS, EXPERIMENT, MANIFEST, ROUNDS, SUMMARY
-from fedkd.errors import UserError
+from fedkd.app.run_folder import CLIENTS, EXPERIMENT, MANIFEST, REPORT, ROUNDS, SUMMARY
+from fedkd.app.state import write_atomically
+from fedkd.errors import RunError, UserError
 from fedkd.gains import ALONE
 from fedkd.report_template import TEMPLATE
 
@@ -117,12 +118,15 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         UserError: a file is missing or not readable.
+        RunError: the report cannot be written; the results are there.
     """
     page = _render(_read_run(run_dir))
-    path = run_dir / "report.html"
-    unfinished = path.with_suffix(".html.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    path = run_dir / REPORT
+    try:
+        write_atomically(path, page.encode())
+    except OSError as error:
+        again = f"make room, and then the report with: fedkd resume {shlex.quote(str(run_dir))}"
+        raise RunError(f"{path}: expected a file that can be written, but: {error}; {again}") from error
     return path
 
 

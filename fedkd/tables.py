@@ -54,7 +54,10 @@ def gains_table(strategy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per strategy: accuracies in percent as mean ± standard deviation, traffic, seconds."""
     rows = comparison.rows
-    table = Table(title=f"accuracy on the global test set in %, mean ± sd over {rows[0]['seeds']} seeds")
+    outside = [row["strategy"] for row in rows if row.get("took_no_part.mean")]
+    caption = f"not all clients took part: {', '.join(outside)} (see runs.csv)" if outside else None
+    title = f"accuracy on the global test set in %, mean ± sd over {rows[0]['seeds']} seeds"
+    table = Table(title=title, caption=caption)
     table.add_column("strategy", no_wrap=True)
     for name in (*PARTIES.values(), "MB up", "MB down", "s"):
         table.add_column(name, justify="right", no_wrap=True)

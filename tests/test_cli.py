@@ -11,6 +11,7 @@ import pytest
 
 import fedkd
 from fedkd import config
+from fedkd.app.state import write_atomically
 from fedkd.cli import main
 from fedkd.engine.simulate import simulate
 
@@ -152,8 +153,9 @@ def test_the_version_is_the_packages(here, fedkd_):
     assert fedkd_("--version").stdout.strip() == f"fedkd {fedkd.__version__}"
 
 
-def test_interrupted_it_says_where_the_finished_rounds_are(here):
-    options = ["--set", "rounds=100000", "--set", "engine.evaluate_every=0"]
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
+def test_interrupted_it_says_where_the_finished_rounds_are(here, workers):
+    options = ["--set", "rounds=100000", "--set", "engine.evaluate_every=0", "--workers", workers]
     command = [sys.executable, "-m", "fedkd", "run", "tiny.toml", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -166,7 +168,37 @@ def test_interrupted_it_says_where_the_finished_rounds_are(here):
     assert process.returncode == 130
     assert "interrupted; the rounds that finished are in runs/tiny\ncontinue with: fedkd resume runs/tiny\n" in err
     assert "Traceback" not in err
+    assert "SIGTERM" not in err  # Ray's own handler shows addresses in its machine code
     assert rounds.stat().st_size > 0
+
+
+def test_interrupted_before_anything_is_there_it_points_to_nothing(here, fedkd_, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedkd.engine.simulate.simulate", interrupted)
+    done = fedkd_("run", "tiny.toml", "--out", "new")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_whatever_a_strategy_prints_the_json_stands_alone(here, fedkd_):
+    (here / "strategies").mkdir()
+    (here / "strategies" / "talkative.py").write_text(
+        "from fedkd.strategy import MethodCard, Strategy\n"
+        "class Talkative(Strategy):\n"
+        "    card = MethodCard(title='-', authors='-', year=2026)\n"
+        "    def client_round(self, client, received):\n"
+        "        print('a word of', client.card.key)\n"
+        "    def server_round(self, server, replies):\n"
+        "        print('{')\n"
+    )
+    options = ["--set", "rounds=1", "--json"]
+    for command in (["run", "tiny.toml", "--set", "strategy=talkative"], ["compare", "tiny.toml"]):
+        compared = ["--strategies", "talkative", "--seeds", "0"] if command[0] == "compare" else []
+        done = fedkd_(*command, *compared, *options)
+        assert done.returncode == 0, done.stderr
+        json.loads(done.stdout)
+        assert "a word of client-0" in done.stderr
 
 
 # --- resume
@@ -208,6 +240,49 @@ def test_resume_ends_like_a_run_that_was_not_cut_off(here, fedkd_, cut_off):
     assert {**json.loads(done.stdout), "seconds": 0} == {**whole, "seconds": 0}
     assert len(done.stderr.splitlines()) == 1  # one line per further round
     assert (cut_off / "report.html").stat().st_size > 0
+
+
+def test_what_does_not_decide_the_bits_may_be_set_anew(fedkd_, cut_off):
+    refused = fedkd_("resume", str(cut_off), "--set", "train.lr=0.5")
+    assert refused.returncode == 2
+    assert "train.lr: expected what the run began with, 0.001, found 0.5; set it so" in refused.stderr
+    assert fedkd_("resume", str(cut_off), "--set", "engine.timeout=60").returncode == 0
+
+
+def test_a_report_that_is_missing_is_made(here, fedkd_, monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    def fails(path, content):
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedkd.report.write_atomically", fails)
+        done = fedkd_("run", "tiny.toml")
+    assert done.returncode == 1
+    report = here / "runs" / "tiny" / "report.html"
+    assert len(done.stderr.splitlines()) == 3  # one line per round, and what is wrong
+    assert "No space left on device; make room, and then the report with: fedkd resume runs/tiny" in done.stderr
+    assert not report.exists()
+
+    again = fedkd_("resume", "runs/tiny")
+    assert again.returncode == 0, again.stderr
+    assert "report  runs/tiny/report.html" in again.stdout
+    assert report.stat().st_size > 0
+    assert fedkd_("resume", "runs/tiny").returncode == 2
+
+
+def test_results_that_cannot_be_written_are_said_in_one_line(here, fedkd_, monkeypatch):
+    def fails(path, content):
+        if path.suffix == ".safetensors":
+            raise OSError(28, "No space left on device")
+        return write_atomically(path, content)
+
+    monkeypatch.setattr("fedkd.app.run_folder.write_atomically", fails)
+    done = fedkd_("run", "tiny.toml")
+    assert done.returncode == 1
+    assert "expected a file that can be written, but: [Errno 28] No space left on device; make room." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "continue with: fedkd resume runs/tiny"
 
 
 def test_resume_prints_a_table_for_people(fedkd_, cut_off):

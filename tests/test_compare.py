@@ -70,7 +70,26 @@ def test_a_run_that_fails_does_not_cost_the_others(tmp_path):
 
 def test_a_summary_becomes_flat():
     summary = {"strategy": "x", "metrics": {"clients_global": {"accuracy": 0.5}, "server_global": None}}
-    assert flatten(summary) == {"strategy": "x", "clients_global.accuracy": 0.5}
+    assert flatten(summary) == {"strategy": "x", "clients_global.accuracy": 0.5, "took_no_part": 0}
+    assert flatten({**summary, "took_no_part": ["client-1: no data", "2 more"]})["took_no_part"] == 2
+
+
+def test_clients_that_take_no_part_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "strategies").mkdir()
+    (tmp_path / "strategies" / "failing.py").write_text(
+        "from fedkd.strategy import MethodCard, Strategy\n"
+        "class Failing(Strategy):\n"
+        "    card = MethodCard(title='-', authors='-', year=2026)\n"
+        "    def client_round(self, client, received):\n"
+        "        if client.card.key == 'client-3':\n"
+        "            raise LookupError('lost its data')\n"
+        "    def server_round(self, server, replies):\n"
+        "        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    comparison = compare(TINY, ["local", "failing"], [0, 1], tmp_path / "out", lambda record: None)
+    assert [row["took_no_part.mean"] for row in comparison.rows] == [0, 1]
 
 
 def test_with_the_clients_alone_every_run_says_what_each_view_gains(tmp_path):

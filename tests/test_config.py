@@ -142,6 +142,7 @@ VALID: Mapping[str, Check] = {
 NEEDS = {
     "federation.min_clients": [f"federation.clients={2**70}"],
     "train.momentum": ["train.optimizer=sgd"],
+    "engine.address": ["engine.workers=1"],
     "engine.gpus_per_worker": ["engine.workers=1"],
 }
 POOL: list[Any] = [
@@ -413,7 +414,7 @@ def test_changed_replaces_dotted_keys_in_a_copy() -> None:
     ],
 )
 def test_an_override_is_typed_as_in_the_file(override: str, key: str, expected: object) -> None:
-    found = value_of(loads("rounds = 2\n[train]\nlr = 0.5", [override]), key)
+    found = value_of(loads("rounds = 2\n[train]\nlr = 0.5\n[engine]\nworkers = 1", [override]), key)
     assert found == expected
     assert type(found) is type(expected)
 
@@ -463,6 +464,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         (["engine.gpus_per_worker=0.5", "engine.workers=2", "engine.name=flower"], "engine.gpus_per_worker: only our"),
         (["engine.plan=cohorts", "engine.name=flower"], "engine.plan: Flower's engine trains clients one by one"),
         (["engine.address=ray://a:1", "engine.name=flower"], "engine.address: only our own grid joins a Ray cluster"),
+        (["engine.address=ray://a:1"], "engine.address: expected to be told how many workers to start on that Ray"),
     ],
 )
 def test_what_would_be_ignored_in_silence_is_refused(settings: list[str], message: str) -> None:

@@ -57,6 +57,13 @@ def test_the_comparison_shows_mean_and_sample_standard_deviation():
     assert row[5:7] == ["2.00", "0.00"]
 
 
+def test_the_comparison_says_where_not_all_clients_took_part():
+    run = {"bytes_up": 0, "bytes_down": 0, "seconds": 1.0, "seed": 0}
+    runs = [{**run, "strategy": name, "took_no_part": count} for name, count in (("fedmd", 0), ("fd", 2))]
+    assert "not all clients took part: fd (see runs.csv)" in _text(comparison_table(Comparison(runs)))
+    assert "not all" not in _text(comparison_table(Comparison(runs[:1])))
+
+
 def test_the_gains_over_seeds_show_clients_and_what_they_lack():
     means = {"clients": 3, "missing": 12.25, "alone": 0.5, "together": 0.53, "gain": 0.03, "low": 0.01, "high": 0.05}
     row = _row(_text(mean_gains_table([{"strategy": "s", "view": "x", "seeds": 4, **means}])), "s")

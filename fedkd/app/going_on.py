@@ -107,7 +107,7 @@ def read_records(path: Path, last: RoundRecord) -> list[RoundRecord]:
         UserError: they are others.
     """
     try:
-        records = [RoundRecord(**line) for line in read_lines(path)[: last.round]]
+        records = [RoundRecord(**line) for line in read_lines(path, last.round)]
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: expected one record per round, but: {error}; start the run again.") from error
     if [record.round for record in records] != list(range(1, last.round + 1)) or records[-1].digest != last.digest:

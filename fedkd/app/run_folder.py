@@ -20,7 +20,7 @@ from fedkd.app.source_digest import source_digest
 from fedkd.app.state import RUN_ID, new_run_id, write_atomically
 from fedkd.config import Experiment, dotted
 from fedkd.data.federation import build
-from fedkd.errors import UserError
+from fedkd.errors import RunError, UserError
 from fedkd.learner.model import Model
 from fedkd.learner.model_file import read_model, to_bytes
 from fedkd.learner.plan import plan
@@ -28,7 +28,7 @@ from fedkd.strategy.registry import complete, find
 
 FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
-EXPERIMENT, MANIFEST, SUMMARY = "experiment.toml", "manifest.json", "summary.json"
+EXPERIMENT, MANIFEST, SUMMARY, REPORT = "experiment.toml", "manifest.json", "summary.json", "report.html"
 ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
 _INDECISIVE = {
     "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"},
@@ -96,8 +96,12 @@ class RunFolder:
         return found
 
     def add_round(self, record: RoundRecord) -> None:
-        """Append a finished round: it is on the disk before the checkpoint that says so."""
-        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
+        """Append a finished round: it is on the disk before the checkpoint that says so.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with _written_or_told(self.path / ROUNDS), (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -108,6 +112,9 @@ class RunFolder:
         Args:
             run: the finished run.
             clients: each client's models, by client key and model name.
+
+        Raises:
+            RunError: something cannot be written; the last checkpoint is still there.
         """
         self._write(CLIENTS, "".join(json.dumps(client.to_json()) + "\n" for client in run.clients))
         for name, model in run.server_models.items():
@@ -119,8 +126,18 @@ class RunFolder:
 
     def _write(self, name: str, content: str | bytes) -> None:
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.encode() if isinstance(content, str) else content)
+        with _written_or_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def _written_or_told(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written, as on a full disk: the checkpoints are still there."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: expected a file that can be written, but: {error}; make room.") from error
 
 
 def claim(path: Path, besides: Collection[str] = ()) -> None:
@@ -211,13 +228,22 @@ def read_models(path: Path) -> tuple[dict[str, Model], dict[str, dict[str, Model
     return server, clients
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete records of a ``.jsonl`` file; none if it does not exist yet."""
+def read_lines(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """Return the complete records of a ``.jsonl`` file, or the first ones; none if it does not exist yet.
+
+    Raises:
+        ValueError: a line is no record; the message says which.
+    """
     if not path.exists():
         return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    records = []
+    lines = path.read_bytes().splitlines(keepends=True)[:most]
+    for number, line in enumerate((line for line in lines if line.endswith(b"\n")), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} is none ({error})") from error
+    return records
 
 
 def manifest(experiment: Experiment) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 import logging
 import os
 import re
+import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -29,21 +32,41 @@ def connect(experiment: Experiment) -> bool:
         if experiment.engine.address:
             LOG.warning("engine.address is not used: this process is connected to a Ray already, and the run uses that")
         return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; Ray warns until then
+    with _signals_kept():
+        try:
+            _start_or_join(experiment)
+        except BaseException:  # also an interrupt: what was started so far must not stay
+            ray.shutdown()
+            raise
+    return True
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give SIGTERM its handler back, which Ray takes without a word: it would end a run in the middle of anything."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # the only one that Ray, or anybody, may do it in
+            signal.signal(signal.SIGTERM, before)
+
+
+def _start_or_join(experiment: Experiment) -> None:
     threads = str(experiment.engine.threads)
     environment = {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}
     if experiment.engine.address:
         _join(experiment.engine.address, environment)
-        return True
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; Ray warns until then
+        return
     ray.init(
         address="local",  # never somebody else's cluster that happens to run on this machine
-        num_cpus=max(1, experiment.engine.workers),
+        num_cpus=experiment.engine.workers,
         include_dashboard=False,
         logging_level=logging.ERROR,
         runtime_env=environment,
     )
-    return True
 
 
 def _join(address: str, environment: dict[str, Any]) -> None:
@@ -58,7 +81,7 @@ def _join(address: str, environment: dict[str, Any]) -> None:
     try:
         if place is not None:
             socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, runtime_env=environment)
+        ray.init(address=address, logging_level=logging.ERROR, runtime_env=environment)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         cause = f"found none that answers: {' '.join(str(error).split())}"
         raise UserError(f"engine.address: expected a running Ray cluster at {address!r}, {cause}.") from error
@@ -94,7 +117,7 @@ def check_room(experiment: Experiment, patience: float) -> None:
     """
     engine = experiment.engine
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    workers = max(1, engine.workers)
+    workers = engine.workers
     for what, needed, unit in (
         ("CPU", workers, 1.0),
         ("GPU", workers * engine.gpus_per_worker, 1.0),

@@ -164,7 +164,7 @@ class RayGrid(SimulationGrid[Stored]):
         try:
             check_room(experiment, START_SECONDS)
             tell_of_idle_workers(experiment, list(self._keys.values()))
-            self._start(max(1, experiment.engine.workers))
+            self._start(experiment.engine.workers)
         except BaseException:
             self._stop()
             raise
@@ -209,7 +209,7 @@ class RayGrid(SimulationGrid[Stored]):
             if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
                 late = sorted(key for queue in self._queues.values() for r in queue[:1] for _, key in running[r].unit)
                 seconds = self._experiment.engine.timeout
-                raise RunError(f"no reply within {seconds:.0f} s from {', '.join(late)}; raise engine.timeout.")
+                raise RunError(f"no reply within {seconds:g} s from {', '.join(late)}; raise engine.timeout (--set).")
             yield from self._take(done[0], running, waiting)
 
     def _take(
@@ -234,11 +234,12 @@ class RayGrid(SimulationGrid[Stored]):
             waiting.extendleft((other.unit, other.deaths) for other in reversed(lost[1:]))
             guilty = lost[0]
             if guilty.deaths + 1 < MAX_DEATHS:
-                LOG.warning("a worker died (%s); its %d clients are run again", type(error).__name__, len(guilty.unit))
+                again = "its client is" if len(guilty.unit) == 1 else f"its {len(guilty.unit)} clients are"
+                LOG.warning("a worker died (%s); %s run again", type(error).__name__, again)
                 # Each alone, with the same bits: a client that kills its worker takes nobody with it.
                 waiting.extendleft(([task], guilty.deaths + 1) for task in guilty.unit)
             else:
-                reason = f"killed {MAX_DEATHS} workers: {error}"
+                reason = f"killed {MAX_DEATHS} workers ({type(error).__name__})"
                 for message, key in guilty.unit:
                     LOG.warning("%s is in quarantine: it killed %d workers", key, MAX_DEATHS)
                     self._quarantined[key, message.metadata.message_type] = f"in quarantine since it {reason}"

@@ -1,17 +1,29 @@
 """Go on with a run that was cut off, from its last whole checkpoint to the end that it would have had."""
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedkd import config
 from fedkd.app.checkpoint import Checkpoint, read_newest
 from fedkd.app.going_on import expect_unchanged, read_records
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import OnRound, Start
-from fedkd.app.run_folder import CHECKPOINTS, EXPERIMENT, FLOWER_LOG, MANIFEST, ROUNDS, SUMMARY, RunFolder, locked
+from fedkd.app.run_folder import (
+    CHECKPOINTS,
+    EXPERIMENT,
+    FLOWER_LOG,
+    MANIFEST,
+    REPORT,
+    ROUNDS,
+    SUMMARY,
+    RunFolder,
+    locked,
+)
 from fedkd.config import Experiment
 from fedkd.engine.result import Result
 from fedkd.engine.simulate import carry_out, check
@@ -35,6 +47,10 @@ class CutOff:
     records: list[RoundRecord]
 
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Settings that differ from the run's file: dotted keys with values, or ``key=value`` texts."""
+
+
 def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = lambda record: None) -> Result:
     """Go on with a run that was cut off; the end is, bit for bit, that of a run which was not.
 
@@ -49,24 +65,37 @@ def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = 
         UserError: there is nothing to go on with, or something that decides the bits has changed.
         RunError: the run could not go on.
     """
-    with opened(Path(path), workers) as run:
+    with opened(Path(path), {} if workers is None else {"engine.workers": workers}) as run:
         return go_on(run, on_round)
 
 
+def unreported(path: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is complete but for its report; None of any other."""
+    if not (path / SUMMARY).is_file() or (path / REPORT).exists():
+        return None
+    summary: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    return summary
+
+
 @contextmanager
-def opened(path: Path, workers: int | None = None) -> Iterator[CutOff]:
-    """Read a run that was cut off, and keep everybody else from going on with it meanwhile (see :func:`resume`)."""
+def opened(path: Path, overrides: Overrides = ()) -> Iterator[CutOff]:
+    """Read a run that was cut off, and keep everybody else from going on with it meanwhile (see :func:`resume`).
+
+    Args:
+        path: the run folder.
+        overrides: what is to be other than before; only settings that do not decide the bits may.
+    """
     _expect_file(path, EXPERIMENT)
     with locked(path):
-        yield read_cut_off(path, workers)
+        yield read_cut_off(path, overrides)
 
 
-def read_cut_off(path: Path, workers: int | None = None) -> CutOff:
-    """Read a run that was cut off; nothing is changed (see :func:`resume`)."""
+def read_cut_off(path: Path, overrides: Overrides = ()) -> CutOff:
+    """Read a run that was cut off; nothing is changed (see :func:`opened`)."""
     _expect_file(path, EXPERIMENT)
     if (path / SUMMARY).exists():
         raise UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
-    experiment = config.load(path / EXPERIMENT, {} if workers is None else {"engine.workers": workers})
+    experiment = config.load(path / EXPERIMENT, overrides)
     if experiment.engine.name == "flower":
         raise UserError(f"{path}: expected a run on our own engine, found one on Flower's; start it again.")
     if experiment.federation.partition == "own":

@@ -25,7 +25,9 @@ from fedkd.strategy.base import check_fits
 from fedkd.strategy.registry import create
 
 
-def simulate(experiment: Experiment, *, out: Path | None = None, on_round: OnRound = lambda record: None) -> Result:
+def simulate(
+    experiment: Experiment, *, out: Path | str | None = None, on_round: OnRound = lambda record: None
+) -> Result:
     """Run an experiment.
 
     Args:
@@ -47,11 +49,12 @@ def simulate(experiment: Experiment, *, out: Path | None = None, on_round: OnRou
         1
     """
     check(experiment)
+    path = None if out is None else Path(out)
     if experiment.engine.name == "flower":
         from fedkd.engine.bundle import run_on_flower
 
-        return run_on_flower(experiment, out, on_round)
-    return carry_out(experiment, nullcontext() if out is None else _new_folder(out, experiment), on_round)
+        return run_on_flower(experiment, path, on_round)
+    return carry_out(experiment, nullcontext() if path is None else _new_folder(path, experiment), on_round)
 
 
 def carry_out(
@@ -114,7 +117,7 @@ def check(experiment: Experiment) -> None:
 @contextmanager
 def open_grid(experiment: Experiment) -> Iterator[SimulationGrid[Any]]:
     """Open the grid that the experiment asks for, and stop what it started at the end."""
-    if experiment.engine.workers == 0 and experiment.engine.address is None:
+    if experiment.engine.workers == 0:
         from fedkd.engine.local import LocalGrid
 
         yield LocalGrid(experiment)

@@ -1,5 +1,6 @@
 """Which Ray a run gets: none that is not there, and none that is too small without a word."""
 
+import signal
 import time
 
 import pytest
@@ -16,10 +17,10 @@ pytestmark = pytest.mark.ray
 def test_a_cluster_that_is_not_there_is_refused_at_once(address: str) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=f"expected a running Ray cluster at '{address}', found none that answers"):
-        connect(Experiment().changed(**{"engine.address": address}))
+        connect(Experiment().changed(**{"engine.address": address, "engine.workers": 1}))
     assert time.monotonic() - started < 10
     with pytest.raises(UserError, match="expected ray://host:port, host:port or 'auto', found 'ray://nowhere'"):
-        connect(Experiment().changed(**{"engine.address": "ray://nowhere"}))
+        connect(Experiment().changed(**{"engine.address": "ray://nowhere", "engine.workers": 1}))
 
 
 def test_a_cluster_that_is_too_small_yet_is_told_of(
@@ -66,3 +67,31 @@ def test_workers_that_will_be_idle_are_told_of(
     tell_of_idle_workers(experiment, list(build(experiment).holdings))
 
     assert caplog.messages == ([f"engine.workers: {message}"] if message else [])
+
+
+def test_an_address_that_is_not_used_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    experiment = Experiment().changed(**{"engine.workers": 1})
+    assert not connect(experiment)
+    assert caplog.messages == []
+    assert not connect(experiment.changed(**{"engine.address": "ray://127.0.0.1:1"}))
+    assert caplog.messages[0].startswith("engine.address is not used: this process is connected to a Ray already")
+
+
+def test_what_ray_has_begun_is_ended_and_sigterm_is_its_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def half(**options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", half)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        connect(Experiment().changed(**{"engine.workers": 1}))
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before

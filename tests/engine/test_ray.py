@@ -277,11 +277,11 @@ def test_a_client_that_always_kills_its_worker_fails_alone(
     assert (own_strategies / "deaths" / "round-1").read_text() == "xx"
     assert outcome(finished) == outcome(run(Without(experiment), experiment))
     assert list(finished.rounds[0].failed) == ["client-1"]
-    assert finished.rounds[0].failed["client-1"].startswith("killed 2 workers: ")
+    assert finished.rounds[0].failed["client-1"].startswith("killed 2 workers (")
     assert [list(record.participants) for record in finished.rounds] == [["client-0", "client-2", "client-3"]] * 2
     # From then on it is in quarantine: it kills nobody in the second round, which names it all the same.
     assert [path.name for path in (own_strategies / "deaths").iterdir()] == ["round-1"]
-    assert finished.rounds[1].failed["client-1"].startswith("in quarantine since it killed 2 workers: ")
+    assert finished.rounds[1].failed["client-1"].startswith("in quarantine since it killed 2 workers (")
 
 
 def test_a_client_that_hangs_ends_the_run_in_time(own_strategies: Path) -> None:

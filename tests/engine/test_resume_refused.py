@@ -112,9 +112,9 @@ def test_where_it_runs_may_change(folder: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("timeout = 3600.0", "timeout = 60.0")
     path.write_text(text.replace("checkpoint_every = 1", "checkpoint_every = 7"), encoding="utf-8")
 
-    assert read_cut_off(folder, workers=2).experiment.engine.workers == 2
+    assert read_cut_off(folder, {"engine.workers": 2}).experiment.engine.workers == 2
     with pytest.raises(UserError, match=r"engine\.workers"):
-        read_cut_off(folder, workers=-1)
+        read_cut_off(folder, {"engine.workers": -1})
     assert resume(folder).summary["rounds"] == 2
 
 
@@ -132,6 +132,16 @@ def test_records_that_do_not_lead_to_the_checkpoint_are_refused(folder: Path, co
 
     with pytest.raises(UserError, match=r"rounds.jsonl: expected .*start the run again"):
         resume(folder)
+
+
+def test_what_comes_after_the_checkpoint_is_done_again_whatever_it_is(folder: Path) -> None:
+    with (folder / "rounds.jsonl").open("ab") as file:
+        file.write(b"garbage\n\xff")
+    assert len(read_lines(folder / "rounds.jsonl", 1)) == 1
+    with pytest.raises(ValueError, match="line 2 is none"):
+        read_lines(folder / "rounds.jsonl")
+    assert resume(folder).summary["rounds"] == 2
+    assert [line["round"] for line in read_lines(folder / "rounds.jsonl")] == [1, 2]
 
 
 def test_a_run_that_is_still_running_is_left_alone(folder: Path) -> None:
