@@ -93,7 +93,11 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
         then, found = _value(before, key), _value(now, key)
         if then != found:
             where, restore = f"{file}: {key}", "restore it"
-            if key == "experiment" and (setting := _setting_that_differs(path, experiment)):
+            if key == "experiment" and then is not None:
+                setting = _setting_that_differs(path, experiment)
+                if setting is None:  # the file that it is compared with has itself been changed
+                    what = f"{path / EXPERIMENT}: expected the settings that the run began with, found others"
+                    raise UserError(f"{what}; undo what was changed there, or {remedy}.")
                 (where, then, found), restore = setting, "set it so"
             begun, given = where_they_differ(repr(then), repr(found))
             what = f"{where}: expected what the run began with, {begun}, found {given}"

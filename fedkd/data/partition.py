@@ -79,7 +79,7 @@ def partition(
         raise unknown("partition scheme", scheme, SCHEMES)
     column = _natural_owners(groups, labels, clients) if scheme == "natural" else labels
     try:
-        _check_settings(len(labels), clients, alpha, classes_per_client)
+        _check_settings(len(labels), clients, alpha, classes_per_client, min_samples)
         shards = _sorted(_cut(column, clients, scheme, seed, alpha, classes_per_client, min_samples))
         _check_shards(shards, min_samples)
     except ValueError as error:
@@ -105,7 +105,7 @@ def _cut(
         return [np.array(partitioner.load_partition(k)[:]["row"], np.int64) for k in range(clients)]
 
 
-def _check_settings(rows: int, clients: int, alpha: float, classes_per_client: int) -> None:
+def _check_settings(rows: int, clients: int, alpha: float, classes_per_client: int, min_samples: int) -> None:
     """Refuse what the library takes without a word, or fails on in some other way than a ``ValueError``."""
     if not 1 <= clients <= rows:
         raise ValueError(f"Expected 1 to {rows} clients, found {clients}.")
@@ -113,6 +113,8 @@ def _check_settings(rows: int, clients: int, alpha: float, classes_per_client: i
         raise ValueError(f"Expected alpha above 0 and at most {_LARGEST_ALPHA:g}, found {alpha}.")
     if classes_per_client < 1:
         raise ValueError(f"Expected 1 or more classes per client, found {classes_per_client}.")
+    if clients * min_samples > rows:
+        raise ValueError(f"Expected at most {rows // clients} samples as the fewest of each, found {min_samples}.")
 
 
 def _natural_owners(groups: Tensor | None, labels: Tensor, clients: int) -> Tensor:

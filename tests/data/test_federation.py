@@ -360,7 +360,7 @@ def test_the_digest_covers_nothing_private(make: Make) -> None:
         ({"data__test": 200}, "data: expected samples to train and to test on, found 0 and 200"),
         ({"data__test": 0.001}, "data: expected samples to train and to test on, found 150 and 0"),
         ({"federation__clients": 121}, "partition 'iid': cannot deal 120 samples to clients = 121"),
-        ({"federation__min_samples": 25}, "min_samples = 25: .*found one of 24"),
+        ({"federation__min_samples": 25}, "min_samples = 25: .*at most 24 samples as the fewest of each, found 25"),
         ({"federation__partition": "natural"}, "partition 'natural': expected a data set with groups"),
         ({"federation__partition": "natural", "federation__clients": 9, "file": "official"}, r"\(8\), found 9"),
         ({"federation__views": ["image", "imag"]}, "unknown view 'imag': did you mean 'image'"),

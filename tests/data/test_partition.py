@@ -177,7 +177,7 @@ def test_the_global_random_generators_are_left_alone() -> None:
         ({"clients": 0}, "Expected 1 to 600 clients, found 0"),
         ({"clients": 601}, "Expected 1 to 600 clients, found 601"),
         ({"seed": -1}, "cannot deal 600 samples"),
-        ({"min_samples": 121}, "min_samples = 121: Expected shards of 121 or more, found one of 120"),
+        ({"min_samples": 121}, "min_samples = 121: Expected at most 120 samples as the fewest of each, found 121"),
         ({"scheme": "dirichlet", "alpha": 0.0}, "found 0.0"),
         ({"scheme": "dirichlet", "alpha": float("nan")}, "found nan"),
         ({"scheme": "dirichlet", "alpha": 1e308}, "found 1e[+]308"),
@@ -190,7 +190,11 @@ def test_the_global_random_generators_are_left_alone() -> None:
         ({"scheme": "natural"}, "expected a data set with groups, found none"),
         ({"scheme": "natural", "groups": torch.arange(3)}, "expected 600 groups, one per label, found 3"),
         ({"scheme": "natural", "groups": torch.arange(600) % 4}, r"at most .* \(4\), found 5; set clients = 4"),
-        ({"scheme": "natural", "groups": torch.arange(600) % 5, "min_samples": 200}, "found one of 120"),
+        ({"scheme": "natural", "groups": torch.arange(600) % 5, "min_samples": 200}, "found 200. Lower min_samples"),
+        (
+            {"scheme": "natural", "groups": (torch.arange(600) - 515).clamp(min=0) // 20, "min_samples": 100},
+            "Expected shards of 100 or more, found one of 5",
+        ),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_that_names_the_settings(changes: dict[str, object], message: str) -> None:

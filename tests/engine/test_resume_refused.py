@@ -103,7 +103,10 @@ def test_an_experiment_that_was_edited_is_refused(folder: Path, change: str) -> 
     assert changed != lines
     path.write_text("\n".join(changed), encoding="utf-8")
 
-    with pytest.raises(UserError, match=r"manifest.json: experiment: expected what the run began with"):
+    with pytest.raises(
+        UserError,
+        match=r"experiment.toml: expected the settings that the run began with, found others; undo what was changed",
+    ):
         resume(folder)
 
 

@@ -1,5 +1,6 @@
 """NumPy arrays as they come out of files, and the tensors that they become."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ def open_npz(path: Path) -> dict[str, Array]:
     """Read all arrays; pickled objects are refused, since opening them would run code from the file."""
     try:
         # Opened here because NumPy, given a path, forgets to close a damaged file.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy would advise to trust it
+                raise ValueError("it is no archive of arrays")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
     except (*READ_ERRORS, TypeError) as error:  # TypeError: a lone array (.npy) under this name
         raise unreadable(path, "an .npz file of plain arrays", error) from error
 

@@ -14,6 +14,8 @@ READ_ERRORS = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.
 
 def unreadable(path: Path, expected: str, error: Exception) -> UserError:
     """Build the error for a file or folder that is missing or damaged; the cause is kept to one line."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: expected {expected}, found nothing there; check the path.")
     cause = one_line(error)
     return UserError(f"{path}: expected {expected}, found none that can be read ({cause}); check the path and content.")
 

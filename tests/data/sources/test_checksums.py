@@ -43,5 +43,5 @@ def test_a_file_is_read_once_unless_its_stamp_changes(abc: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent: expected a file, found none that can be read"):
+    with pytest.raises(UserError, match=r"absent: expected a file, found nothing there; check the path"):
         verify(tmp_path / "absent", SHA256)

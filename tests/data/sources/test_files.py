@@ -21,7 +21,12 @@ def test_an_error_without_a_message_is_told_by_its_type() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_cause() -> None:
-    told = str(unreadable(Path("a/b.npz"), "an .npz file", OSError("no such\nfile")))
-    assert told == (
-        "a/b.npz: expected an .npz file, found none that can be read (no such file); check the path and content."
+    told = str(unreadable(Path("a/b.npz"), "an .npz file", OSError("bad\nblock")))
+    assert (
+        told == "a/b.npz: expected an .npz file, found none that can be read (bad block); check the path and content."
     )
+
+
+def test_a_file_that_is_not_there_is_said_so() -> None:
+    told = str(unreadable(Path("a/b.npz"), "an .npz file", FileNotFoundError(2, "No such file or directory")))
+    assert told == "a/b.npz: expected an .npz file, found nothing there; check the path."
