@@ -105,7 +105,7 @@ def check(experiment: Experiment) -> None:
         expected = "expected a partition that a simulation can deal, such as 'dirichlet'"
         found = "found 'own', where every client brings its samples"
         raise UserError(f"federation.partition: {expected}, {found}; change it, or deploy the experiment.")
-    federation, strategy = build(experiment), create(experiment)
+    strategy, federation = create(experiment), build(experiment)  # what is cheap to refuse comes first
     check_fits(strategy, experiment, federation)
     try:
         torch.empty(0, device=experiment.train.device)
