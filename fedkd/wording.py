@@ -1,8 +1,13 @@
 """Words for people, made of what machines say: cut, on one line, and without what a terminal obeys."""
 
+import os
 import re
+import traceback
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
+
+_OUR_FOLDER = f"{Path(__file__).resolve().parent}{os.sep}"
 
 
 def last_line(text: str, most: int = 300) -> str:
@@ -14,6 +19,14 @@ def last_line(text: str, most: int = 300) -> str:
     """
     lines = [line for line in text.splitlines() if line.strip()]
     return printable(lines[-1].strip(), most) if lines else ""
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an error's traceback without our own frames above the user's first one; all of it if there is none."""
+    frames = first = error.__traceback__
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+        first = first.tb_next
+    return "".join(traceback.format_exception(type(error), error, first or frames))
 
 
 def brief(text: str) -> str:

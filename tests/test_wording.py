@@ -1,6 +1,10 @@
 """What machines say, put into words for people."""
 
-from fedkd.wording import brief, first_of, last_line, printable, where_they_differ
+from traceback import format_exception
+
+from fedkd.learner.executor import one_by_one
+from fedkd.learner.requests import Ask
+from fedkd.wording import brief, first_of, last_line, printable, traceback_of, where_they_differ
 
 
 def test_of_a_traceback_the_last_line_is_told() -> None:
@@ -33,3 +37,26 @@ def test_of_a_long_setting_the_part_that_differs_is_shown() -> None:
     digests = [repr(letter * 64) for letter in "ab"]
     assert where_they_differ(*digests) == ("'aaaaaaaa...'", "'bbbbbbbb...'")
     assert where_they_differ("abc", "abcd") == ("abc", "abcd")
+
+
+def test_a_traceback_begins_with_the_users_own_frame() -> None:
+    def half(ask: Ask) -> None:
+        raise LookupError("lost its data")
+
+    def broken(ask: Ask) -> None:
+        ask(None)  # type: ignore[arg-type] - fails in our own code, below the user's
+
+    for program, last in ((half, "LookupError: lost its data"), (broken, "AttributeError")):
+        [error] = one_by_one([program])
+        assert isinstance(error, Exception)
+        lines = traceback_of(error).strip().splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert __file__ in lines[1]
+        assert lines[-1].startswith(last)
+    assert "executor.py" in "".join(format_exception(error))
+
+
+def test_a_traceback_of_ours_alone_is_shown_whole() -> None:
+    [error] = one_by_one([None])  # type: ignore[list-item]
+    assert isinstance(error, Exception)
+    assert traceback_of(error) == "".join(format_exception(error))

@@ -3,7 +3,6 @@
 One function serves Flower's ClientApp, which brings one message at a time, and our own grids, which bring many.
 """
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,6 +41,7 @@ from fedkd.learner.requests import Answer, Ask, Request
 from fedkd.strategy import Strategy
 from fedkd.strategy.base import expect_payload, expect_tensors, model_specs
 from fedkd.strategy.registry import create
+from fedkd.wording import traceback_of
 
 TRAIN, EVALUATE, HELLO = "train", "evaluate", "query.hello"
 FAILED = 0  # Flower's code for an error without a meaning of its own
@@ -225,7 +225,7 @@ def _header(task: ClientTask) -> Header:
 def _outcome(task: ClientTask, result: Outcome | Exception) -> Outcome:
     if isinstance(result, Outcome):
         return result
-    return Outcome(failure(task.message, "".join(traceback.format_exception(result))))
+    return Outcome(failure(task.message, traceback_of(result)))
 
 
 def failure(message: Message, reason: str) -> Message:

@@ -4,7 +4,6 @@
 foreign Flower ServerApp (see ``as_flower``).
 """
 
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
 from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
 from fedkd.strategy.registry import create
+from fedkd.wording import traceback_of
 
 T = TypeVar("T")
 
@@ -306,8 +306,8 @@ class ServerSide:
         except RunError:
             raise
         except (Exception, SystemExit) as error:
-            text = "".join(traceback.format_exception(error))
-            raise RunError(f"round {self.server.round}: the strategy's server half failed.\n{text}") from error
+            what = f"round {self.server.round}: the strategy's server half failed."
+            raise RunError(f"{what}\n{traceback_of(error)}") from error
 
     def _participants(self, round_: int) -> list[str]:
         keys = [key for key, participant in sorted(self.roster.items()) if participant.said.models]

@@ -75,7 +75,8 @@ class Federation:
     def samples(self, ids: Tensor, view: str, *, labels: bool = True) -> Samples:
         """Return the samples with these ids, shape ``(N,)``, in a view, in the experiment's dtype and on its device.
 
-        All that ask share them, so torch refuses to change them in place: they are inference tensors.
+        All that ask share them, so torch refuses to change them in place, but in inference mode: they are inference
+        tensors.
         """
         with torch.inference_mode():
             rows = self.dataset.rows(ids)
