@@ -14,7 +14,7 @@ from fedkd.strategy import (
     Strategy,
     contract,
 )
-from tests.strategy.test_contract import STRATEGIES, DrawsFromTheGlobalGenerator
+from tests.strategy.test_contract import STRATEGIES, SharesAGenerator
 
 LOGITS_AGREE_WITHIN = 1e-4
 OF_TORCHVISION = {"resnet18", "shufflenet-v2-x0-5"}
@@ -75,4 +75,4 @@ def test_plans_agree_in_single_precision(
 
 
 def test_plans_that_do_not_agree_in_single_precision_are_found() -> None:
-    assert logits_apart(DrawsFromTheGlobalGenerator, "mlp") > LOGITS_AGREE_WITHIN
+    assert logits_apart(SharesAGenerator, "mlp") > LOGITS_AGREE_WITHIN
