@@ -61,6 +61,7 @@ class Optimiser:
         update = self._sgd if self.name == "sgd" else self._adam
         for name, p in parameters.items():
             update(p, gradients[name], {slot: moments[name] for slot, moments in state.items()}, step)
+        torch.clear_autocast_cache()  # an autocast around the training would go on with the weights of before
 
     def _sgd(self, p: Tensor, gradient: Tensor, state: Tensors, step: int | Tensor) -> None:
         if self.weight_decay:

@@ -239,3 +239,14 @@ def test_bf16_mixed_trains_in_another_precision_and_keeps_the_type_of_the_weight
     assert first.digest == second.digest != single.digest
     module = next(iter(first.client_models.values()))["student"]
     assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_bf16_mixed_learns_as_much(plan: str) -> None:
+    exact = experiment_of("local", plan).changed(**{"train.lr": 0.01, "train.local_epochs": 10, "rounds": 2})
+    single, narrow = (
+        simulate(experiment).rounds[-1]["metrics"]["clients_local"]["accuracy"]
+        for experiment in (exact, exact.changed(**{"train.dtype": "bf16-mixed"}))
+    )
+    assert single > 0.7
+    assert narrow == pytest.approx(single, abs=0.05)

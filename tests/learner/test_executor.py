@@ -3,7 +3,8 @@
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -312,6 +313,39 @@ def test_one_clients_switches_are_its_own(
     assert switches() == usual
     assert all(same_bits(answer, answers[0]) for answer in answers)
     assert not any(tensor.is_inference() for answer in answers for tensor in answer.tensors.values())
+
+
+def in_bfloat16(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Cast by itself, whatever the request says."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = networks["student"](batch.inputs)
+    return F.cross_entropy(logits.float(), batch.labels)
+
+
+@both
+@pytest.mark.parametrize(("objective", "autocast"), [(supervised, True), (in_bfloat16, False)])
+@pytest.mark.parametrize("switched", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_in_bfloat16_each_step_is_computed_with_the_weights_of_the_step_before(
+    execute: Executor[Any], objective: Objective, autocast: bool, switched: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    def asked(client: int) -> Fit:
+        return replace(request(client, objective, torch.float32), epochs=20, autocast=autocast)
+
+    def program(client: int) -> Program[Model]:
+        def run(ask: Ask) -> Model:
+            with switched():
+                model: Model = ask(asked(client))["student"]
+                return model
+
+        return run
+
+    found = execute([program(client) for client in range(CLIENTS)])
+    for client, model in enumerate(found):
+        alone = fit(asked(client))["student"]
+        assert isinstance(model, Model)
+        for name, tensor in alone.tensors.items():
+            apart = float((model.tensors[name] - tensor).abs().max())
+            assert apart == 0 if execute is one_by_one else apart < 0.05
 
 
 def branching(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
