@@ -252,7 +252,6 @@ def _readable(value: Tensor) -> bool:
     return not (
         _unchecked.get()
         or is_transformed()
-        or torch._C._len_torch_dispatch_stack()
         or type(value) not in (Tensor, torch.nn.Parameter)  # a stand-in, such as a FakeTensor
         or value.is_meta
         or (value.is_cuda and torch.cuda.is_current_stream_capturing())

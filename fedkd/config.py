@@ -102,6 +102,10 @@ class FederationSettings(Section):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that take part in a round")
     feature_width: int = Field(64, ge=1, description="width d of every student's features")
 
+    def taking_part(self, clients: int) -> int:
+        """Return how many of so many clients take part in a round: at least one."""
+        return max(1, round(self.participation * clients)) if clients else 0
+
 
 class TrainSettings(Section):
     """How students are trained, unless a strategy says otherwise."""

@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,25 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**_NUMPY_SEED_BITS)
     seed_torch(seed)
+
+
+@contextmanager
+def expect_no_draws() -> Iterator[None]:
+    """Refuse what draws from the global generators of Python or NumPy: within ``vmap``, once for all clients.
+
+    Raises:
+        RuntimeError: something has drawn.
+    """
+    before = _drawn_so_far()
+    yield
+    if _drawn_so_far() != before:
+        raise RuntimeError("a model or an objective draws from a global generator of Python or NumPy")
+
+
+def _drawn_so_far() -> tuple[object, ...]:
+    """Return something that differs after each draw."""
+    numpy: Any = np.random.get_state()
+    return random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
 def seed_torch(seed: int) -> None:

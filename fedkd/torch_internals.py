@@ -1,15 +1,23 @@
-"""All contact with parts of torch that are not public, in one file: how ``vmap`` marks the axis of its batch.
+"""What torch does not make public: how ``vmap`` marks the axis of its batch, and whether values can be looked at.
 
 Written against torch 2.15.
 """
 
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch, _len_torch_dispatch_stack
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor is one that ``vmap`` has given to a function, and no gradient is being taken within it."""
-    return bool(_functorch.is_batchedtensor(tensor))
+    """Whether a tensor is one of the innermost ``vmap``'s, and no gradient is being taken within it."""
+    innermost = _functorch.maybe_current_level()
+    return bool(_functorch.is_batchedtensor(tensor)) and _functorch.maybe_get_level(tensor) == innermost
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """Return the tensor that every ``vmap`` around has hidden an axis of, with all of them."""
+    while _functorch.is_batchedtensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def batch_size(tensor: Tensor) -> int:
@@ -32,5 +40,5 @@ def batched(tensor: Tensor, axis: int) -> Tensor:
 
 
 def is_transformed() -> bool:
-    """Whether a function is being vectorised or differentiated, so that values cannot be looked at."""
-    return _functorch.maybe_current_level() is not None
+    """Whether a function is being vectorised, differentiated or recorded, so that values cannot be looked at."""
+    return _functorch.maybe_current_level() is not None or bool(_len_torch_dispatch_stack())

@@ -170,7 +170,7 @@ class ClientSide:
             round=round_,
             seed=seed,
             train=self.experiment.train,
-            ask=_on_its_own_seeds(ask, seed),
+            ask=_on_its_own_seeds(ask, seeding.derive_seed(seed, task.message.metadata.message_type)),
             card=card,
             federation=self.federation,
         )

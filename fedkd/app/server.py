@@ -311,9 +311,9 @@ class ServerSide:
 
     def _participants(self, round_: int) -> list[str]:
         keys = [key for key, participant in sorted(self.roster.items()) if participant.said.models]
-        count = max(1, round(self.experiment.federation.participation * len(keys))) if keys else 0
         source = seeding.generator(self.experiment.seed, "participants", round_)
-        return sorted(keys[k] for k in torch.randperm(len(keys), generator=source)[:count].tolist())
+        drawn = torch.randperm(len(keys), generator=source)[: self.experiment.federation.taking_part(len(keys))]
+        return sorted(keys[k] for k in drawn.tolist())
 
     def _expect_finite(self) -> None:
         """Stop before a result that is no number is sent to everybody."""
@@ -343,7 +343,7 @@ class ServerSide:
     def _fewest_replies(self) -> int:
         """As many as would be asked if only the fewest clients took part that the experiment demands."""
         settings = self.experiment.federation
-        return max(1, round(settings.participation * (settings.min_clients or 1)))
+        return settings.taking_part(settings.min_clients or 1)
 
     def message_to(
         self,

@@ -97,7 +97,7 @@ def tell_of_idle_workers(experiment: Experiment, keys: Sequence[str]) -> None:
     engine, chunks = experiment.engine, chunks_in_a_round(experiment, keys)
     if chunks >= engine.workers:
         return
-    remedy, clients = "lower it", experiment.federation.participation * len(keys)
+    remedy, clients = "lower it", experiment.federation.taking_part(len(keys))
     smaller = max(SMALLEST_COHORT, ceil(clients / engine.workers))
     if engine.plan == "cohorts" and smaller < min(engine.cohort_size, clients):
         remedy = f"lower engine.cohort_size to {smaller}, which changes no bit, or engine.workers"

@@ -18,6 +18,7 @@ from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.vectorised import gradients_of
 from fedkd.learner.worth import vectorisable
+from fedkd.seeding import expect_no_draws
 
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
@@ -47,8 +48,9 @@ def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:
     """Train the models of K requests with equal keys together."""
     order = sorted(range(len(requests)), key=lambda k: -len(requests[k].samples))  # who still trains comes first
     cohort = _Cohort([requests[k] for k in order])
-    for members, rows, steps in _phases(cohort.requests):
-        cohort.step(members, rows, steps)
+    with expect_no_draws():
+        for members, rows, steps in _phases(cohort.requests):
+            cohort.step(members, rows, steps)
     trained = dict(zip(order, cohort.models(), strict=True))
     return [trained[k] for k in range(len(requests))]
 
@@ -78,7 +80,7 @@ class _Cohort:
             rows: the rows of each one's batch, int64, all of shape ``(B,)``.
             steps: the number of each one's step, from 1.
         """
-        part = _Part(members, len(self.requests))
+        part = _Part(members)
         rows = [*rows, *[rows[0]] * (part.size - len(rows))]
         parameters, buffers, frozen = (part.of(t) for t in (self.parameters, self.buffers, self.frozen))
         teachers = {name: part.of(tensors) for name, tensors in self.teachers.items()}
@@ -109,11 +111,9 @@ class _Part:
 
     Attributes:
         members: numbers of those who train, ascending.
-        of_all: K.
     """
 
     members: Members
-    of_all: int
 
     @cached_property
     def size(self) -> int:
@@ -122,8 +122,8 @@ class _Part:
 
     @cached_property
     def in_place(self) -> bool:
-        """Whether the members are the first clients of all, so that their tensors need not be copied."""
-        return self.members[-1] == len(self.members) - 1 and self.size <= self.of_all
+        """Whether the members are the first clients of all, and no others, so that their tensors need not be copied."""
+        return self.members[-1] == len(self.members) - 1 and self.size == len(self.members)
 
     @cached_property
     def clients(self) -> list[int]:
@@ -131,7 +131,7 @@ class _Part:
         return [*self.members, *[self.members[0]] * (self.size - len(self.members))]
 
     def of(self, stacked: Tensors) -> dict[str, Tensor]:
-        """Return the step's part of tensors ``(K, ...)``; in place, it is filled up with the clients that follow."""
+        """Return the step's part of tensors ``(K, ...)``: in place, or copies."""
         if self.in_place:
             return _first(self.size, stacked)
         return {name: tensor[self.clients] for name, tensor in stacked.items()}

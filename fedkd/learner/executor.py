@@ -5,17 +5,20 @@ A client half is ordinary Python for one client. It reaches the outside only by 
 its own until it asks; equal questions are then answered in one vectorised call, and every client goes on.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
 from fedkd.learner.cohort import answer_together
 from fedkd.learner.fit import answer
-from fedkd.learner.requests import Answer, Ask, Request
+from fedkd.learner.requests import Answer, Ask, Fit, Request
 
+LOG = logging.getLogger("fedkd")
 T = TypeVar("T")
 Program = Callable[[Ask], T]
 Executor = Callable[[Sequence[Program[T]]], list["T | Exception"]]
@@ -39,7 +42,11 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
 
     hub = greenlet.getcurrent()
 
-    workers = [greenlet.greenlet(lambda program=program: _outcome(program, hub.switch)) for program in programs]
+    def ask(request: Request) -> Answer:
+        asked_within_an_objective = greenlet.getcurrent() is hub
+        return answer(request) if asked_within_an_objective else hub.switch(request)
+
+    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask)) for program in programs]
     results: list[Any] = [worker.switch() for worker in workers]
     while waiting := [k for k, worker in enumerate(workers) if not worker.dead]:
         answers = _answer_all({k: results[k] for k in waiting})
@@ -58,7 +65,8 @@ def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
             return ask(request)
 
     try:
-        return program(neutrally)
+        with _switches_as_usual():  # and for those who follow, whatever this client leaves behind
+            return program(neutrally)
     except SystemExit as error:  # a strategy that exits ends its own round, never the run
         return RuntimeError(f"the client half called exit({error.code})")
     except Exception as error:
@@ -67,7 +75,7 @@ def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
 
 @contextmanager
 def _switches_as_usual() -> Iterator[None]:
-    """Answer as if the client had left torch's switches alone: there is one of each for the thread of all clients."""
+    """Have gradients on, inference mode and autocast off: there is one switch of each for the thread of all clients."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -89,16 +97,29 @@ def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
 
 
 def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
-    """Answer equal requests together; if that fails, each as a cohort of its own, whose bits are the same.
+    """Answer equal requests together; if that fails, in halves, whose bits are the same.
 
-    What fails there too, such as an objective that looks at values, which vmap does not allow, the plain loop does.
+    What fails alone too, such as an objective that looks at values, which vmap does not allow, the plain loop does.
     """
     try:
         return answer_together(requests)
-    except Exception:
-        if len(requests) > 1:
-            return [alone for one in requests for alone in _together([one])]
+    except Exception as error:
+        if (half := len(requests) // 2) > 0:
+            return [*_together(requests[:half]), *_together(requests[half:])]
+        if isinstance(error, torch.OutOfMemoryError):  # a machine with more memory would not train in another way
+            return [error]
+        failure = error
     try:
-        return [answer(requests[0])]
+        answered = answer(requests[0])
     except Exception as error:
         return [error]
+    if isinstance(requests[0], Fit):
+        architectures = sorted({model.spec.architecture for model in requests[0].models.values()})
+        _tell(", ".join(architectures), f"{type(failure).__name__}: {failure}".strip().splitlines()[0])
+    return [answered]
+
+
+@cache
+def _tell(architectures: str, reason: str) -> None:
+    """Say what is not trained in cohorts, though the plan has it so; once, as the answer is kept."""
+    LOG.warning("cohorts: clients with %s are trained one by one, since vmap fails: %.200s", architectures, reason)

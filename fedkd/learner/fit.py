@@ -3,8 +3,8 @@
 Where a CPU has much to do for a batch, the weights of convolutions lie *channels last*: torch's kernels want them so.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
 from fedkd.learner.worth import multiplications, worth_it
 from fedkd.losses import values_unchecked
 from fedkd.models import ModelSpec
-from fedkd.seeding import derive_seed, seed_torch
+from fedkd.seeding import derive_seed, seed_everything
 
 T = TypeVar("T")
 Arranged = Callable[[Tensors], Tensors]
@@ -83,21 +83,22 @@ def _channels_last(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
-    seed_torch(derive_seed(request.seed, "modules"))  # dropout draws from the global generator
+    seed_everything(derive_seed(request.seed, "modules"))  # dropout draws from a global generator
     parameters, buffers = split(request.models)
     parameters = {name: p.detach().clone().requires_grad_() for name, p in arranged(parameters).items()}
     buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    trained = _trained(request, {**parameters, **buffers})
-    teachers = {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()}
-    networks: Networks = {**trained, **_teachers(request, teachers)}
+    teachers = _teachers(request, {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()})
+    frozen = {name: t.clone() if t.is_inference() else t for name, t in request.frozen.items()}
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
-    for step, rows in enumerate(schedule, start=1):
-        with _precision(request):
-            loss = request.objective(networks, Batch(*batch_at(request, rows)), request.frozen)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-        request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
-    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, _buffers(trained))
+    with _bound(request, {**parameters, **buffers}) as trained:
+        for step, rows in enumerate(schedule, start=1):
+            with _precision(request):
+                loss = request.objective({**trained, **teachers}, Batch(*batch_at(request, rows)), frozen)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
+        buffers = _buffers(trained)
+    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, buffers)
 
 
 def _precision(request: Fit) -> AbstractContextManager[Any]:
@@ -107,12 +108,18 @@ def _precision(request: Fit) -> AbstractContextManager[Any]:
     return torch.autocast(request.samples.inputs.device.type, torch.bfloat16)
 
 
-def _trained(request: Fit, tensors: Tensors) -> dict[str, BoundNetwork]:
-    """Return the networks that are trained, with their tensors, named ``model/parameter``, bound to them."""
-    return {
+@contextmanager
+def _bound(request: Fit, tensors: Tensors) -> Iterator[dict[str, BoundNetwork]]:
+    """Bind tensors, named ``model/parameter``, to the networks that are trained, and let go of them at the end."""
+    networks = {
         name: BoundNetwork(model.spec, below(tensors, f"{name}/"), number=number)
         for number, (name, model) in enumerate(request.models.items())
     }
+    try:
+        yield networks
+    finally:
+        for network in networks.values():
+            network.release()
 
 
 def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
@@ -180,10 +187,10 @@ def loss_of(
         frozen: constant tensors.
         teachers: tensors of the frozen models, by model name.
     """
-    trained = _trained(request, {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}})
-    with _precision(request):
+    tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
+    with _bound(request, tensors) as trained, _precision(request):
         loss = request.objective({**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
-    return loss, _buffers(trained)
+        return loss, _buffers(trained)
 
 
 def split(models: Mapping[str, Model]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

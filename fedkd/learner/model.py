@@ -119,35 +119,53 @@ class BoundNetwork(Network):
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int) -> None:
         """Put the tensors into the module, which is in training mode."""
-        self._module, self._places = _bench(spec, number), _places(spec, number)
+        self._module, self._places = _bench(spec, number)
         self._buffers = _names(spec)[1]
-        for name, place in self._places.items():
-            place[name.rpartition(".")[2]] = tensors[name]
+        for place in self._places:
+            place.within[place.key] = tensors[place.name]
 
     @property
     def buffers(self) -> dict[str, Tensor]:
         """The buffers by name as they are now, whether the module has changed them in place or put others there."""
-        return {name: self._places[name][name.rpartition(".")[2]] for name in self._buffers}
+        return {place.name: place.within[place.key] for place in self._places if place.name in self._buffers}
+
+    def release(self) -> None:
+        """Take the tensors out of the module, which outlives them."""
+        for place in self._places:
+            place.within[place.key] = place.own
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
         outputs: Tensor = getattr(self._module, half)(inputs)
         return outputs
 
 
-@lru_cache
-def _bench(spec: ModelSpec, number: int) -> Classifier:
-    """Return a module to put tensors into, in training mode."""
-    return copy.deepcopy(skeleton(spec, training=True))
+@dataclass(frozen=True)
+class _Place:
+    """Where a module has a tensor.
+
+    Attributes:
+        name: of the tensor; tied weights have one name and several places.
+        within: the dictionary of a part of the module that holds it.
+        key: its name there.
+        own: what the module has there when nothing else is.
+    """
+
+    name: str
+    within: dict[str, Any]
+    key: str
+    own: Tensor
 
 
 @lru_cache
-def _places(spec: ModelSpec, number: int) -> dict[str, dict[str, Any]]:
-    """Return the dictionary that holds each tensor of that module, by the tensor's full name."""
-    modules = dict(_bench(spec, number).named_modules())
-    places: dict[str, dict[str, Any]] = {}
-    for kind, names in zip(("_parameters", "_buffers"), _names(spec), strict=True):
-        places |= {name: vars(modules[name.rpartition(".")[0]])[kind] for name in names}
-    return places
+def _bench(spec: ModelSpec, number: int) -> tuple[Classifier, list[_Place]]:
+    """Return a module to put tensors into, in training mode, and the places for them."""
+    module = copy.deepcopy(skeleton(spec, training=True))
+    parts, first, places = dict(module.named_modules(remove_duplicate=False)), dict[int, str](), []
+    for kind, entries in (("_parameters", module.named_parameters), ("_buffers", module.named_buffers)):
+        for path, own in entries(remove_duplicate=False):
+            part, _, key = path.rpartition(".")
+            places.append(_Place(first.setdefault(id(own), path), vars(parts[part])[kind], key, own))
+    return module, places
 
 
 def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -59,15 +59,18 @@ def plan(experiment: Experiment, keys: Iterable[str]) -> list[Cohort]:
 
 
 def chunks_in_a_round(experiment: Experiment, keys: Iterable[str]) -> int:
-    """Return how many workers can have something to do in a round, in which only some of the clients may take part.
+    """Return how many workers can have something to do in a round: as many if the draw of who takes part suits them.
 
     Args:
         experiment: names the plan, the largest chunk, and the share of the clients that take part.
         keys: of all clients.
     """
-    share, largest = experiment.federation.participation, experiment.engine.cohort_size
-    taking_part = ((ceil(share * sum(map(len, one.chunks))), one) for one in plan(experiment, keys))
-    return sum(ceil(clients / largest) if one.vectorised else clients for clients, one in taking_part)
+    cohorts, largest = plan(experiment, keys), experiment.engine.cohort_size
+    members = [sum(map(len, one.chunks)) for one in cohorts]
+    taking_part = experiment.federation.taking_part(sum(members))
+    most = [min(clients, taking_part) for clients in members]
+    chunks = [ceil(n / largest) if one.vectorised else n for n, one in zip(most, cohorts, strict=True)]
+    return min(taking_part, sum(chunks))
 
 
 def _alike(keys: list[str], federation: Federation, largest: int) -> Iterator[tuple[str, ...]]:

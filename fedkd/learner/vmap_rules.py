@@ -1,10 +1,13 @@
-"""Rules of our own for ``vmap``, where torch's take a function apart too far, or not at all.
+"""Rules of our own for ``vmap``, where torch's take a function apart too far, or not at all, or lose a gradient.
 
 To a layer that treats channels singly or in groups, K clients are one with K times as many channels. So ``vmap``
 vectorises convolutions already; GroupNorm and average pooling it takes apart, and copies what goes in and out. Here
 each is one call of torch's own kernels, forwards and backwards.
 
-Other functions, such as ``kl_div``, it does not take apart before autograd does, and computes client after client.
+Other functions, such as ``kl_div`` and ``lstm``, it cannot vectorise before autograd has taken them apart.
+
+And where the backward pass comes after ``vmap``, code must not notice: whether a tensor has a gradient is what torch
+would say without, and what has an effect backwards only, such as a hook, is refused rather than lost.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, group_norm, kl_div, margin_ranking_loss, triplet_margin_loss
+from torch.nn.functional import (
+    avg_pool2d,
+    embedding,
+    group_norm,
+    kl_div,
+    margin_ranking_loss,
+    triplet_margin_loss,
+)
 from torch.overrides import TorchFunctionMode
 
-from fedkd.torch_internals import batch_size, batched, is_batched, with_batch_at
+from fedkd.torch_internals import batch_size, batched, is_batched, unwrapped, with_batch_at
 
 _AXES = 4  # batch, channels, height, width
 
@@ -43,26 +53,50 @@ class _Rules(TorchFunctionMode):
         return rule(*arguments, **named) if named else rule(*arguments)
 
 
-def _taken_apart(function: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401
+def _taken_apart(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
     """Compute as under autograd, which makes several operations of the function: for those ``vmap`` has rules."""
-    outputs: Tensor = torch.func.vjp(lambda _: function(*arguments, **named), torch.zeros(()))[0]
-    return outputs
+    return torch.func.vjp(lambda _: function(*arguments, **named), torch.zeros(()))[0]
+
+
+# The arguments' names are torch's: a caller may use them.
 
 
 def _group_norm(
-    inputs: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
-    if not is_batched(inputs) or weight is None or bias is None:
-        return group_norm(inputs, num_groups, weight, bias, eps)
-    clients = batch_size(inputs)
+    if not is_batched(input) or weight is None or bias is None:
+        return group_norm(input, num_groups, weight, bias, eps)
+    clients = batch_size(input)
     scale, shift = (with_batch_at(0, t, clients).flatten() for t in (weight, bias))
-    return _unfolded(group_norm(_folded(inputs), clients * num_groups, scale, shift, eps), clients)
+    return _unfolded(group_norm(_folded(input), clients * num_groups, scale, shift, eps), clients)
 
 
-def _avg_pool2d(inputs: Tensor, *arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401 - as torch's own
-    if not is_batched(inputs) or inputs.dim() != _AXES:
-        return avg_pool2d(inputs, *arguments, **named)
-    return _unfolded(avg_pool2d(_folded(inputs), *arguments, **named), batch_size(inputs))
+def _avg_pool2d(input: Tensor, *arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401 - as torch's own
+    if not is_batched(input) or input.dim() != _AXES:
+        return avg_pool2d(input, *arguments, **named)
+    return _unfolded(avg_pool2d(_folded(input), *arguments, **named), batch_size(input))
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if unwrapped(weight) is not weight:
+        if max_norm is not None or scale_grad_by_freq:
+            raise NotImplementedError("vmap has no rule for an embedding with max_norm or scale_grad_by_freq")
+        if padding_idx is not None:  # its row is not trained
+            still = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
+            weight, padding_idx = torch.where(still[:, None], weight.detach(), weight), None
+    return embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
 
 
 def _folded(inputs: Tensor) -> Tensor:
@@ -76,8 +110,27 @@ def _unfolded(outputs: Tensor, clients: int) -> Tensor:
     return batched(outputs.reshape(shape[0], clients, -1, *shape[2:]), 1)
 
 
-_RULES: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
+def _without_vmap(function: Callable[..., Any], tensor: Tensor, *arguments: Any) -> Any:  # noqa: ANN401
+    """Return what torch says of the tensor without ``vmap``."""
+    return function(unwrapped(tensor), *arguments)
+
+
+def _refused(function: Callable[..., Any], tensor: Tensor, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+    """Refuse what would be forgotten with the tensor that ``vmap`` has made."""
+    if unwrapped(tensor) is not tensor:
+        raise NotImplementedError(f"vmap has no rule for Tensor.{function.__name__}")
+    return function(tensor, *arguments, **named)
+
+
+_WHOLE = (kl_div, margin_ranking_loss, triplet_margin_loss, torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+_SEEN = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf"))
+_BACKWARDS = (Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook)
+
+_RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     group_norm: _group_norm,
     avg_pool2d: _avg_pool2d,
-    **{function: partial(_taken_apart, function) for function in (kl_div, margin_ranking_loss, triplet_margin_loss)},
+    embedding: _embedding,
+    **{function: partial(_taken_apart, function) for function in _WHOLE},
+    **{function: partial(_without_vmap, function) for function in _SEEN},
+    **{function: partial(_refused, function) for function in _BACKWARDS},
 }

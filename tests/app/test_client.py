@@ -30,6 +30,8 @@ SMALL: Mapping[str, Any] = {
     "train": {"local_epochs": 1},
 }
 PLANS = ["one-by-one", "cohorts"]
+DRAWN: list[torch.Tensor] = []
+"""What clients have drawn after a request."""
 
 
 class Noted(Strategy):
@@ -47,6 +49,7 @@ class Noted(Strategy):
         client.state["noise"] = torch.rand(2) + torch.tensor(np.random.rand())
         client.models["student"].tensors["head.bias"].add_(1.0)
         client.fit(client.private, losses.cross_entropy)
+        DRAWN.append(torch.rand(()))
         client.state["late"] = torch.rand(2) + torch.tensor(np.random.rand() + random.random())  # noqa: S311
         return client.predict(client.next_public_subset)
 
@@ -55,7 +58,9 @@ class Noted(Strategy):
 
     def client_predict(self, client: Client, samples: Samples) -> torch.Tensor:
         client.state["rounds"] += 100  # evaluation must not change what lasts
-        return client.logits(samples)
+        logits = client.logits(samples)
+        DRAWN.append(torch.rand(()))
+        return logits
 
 
 def experiment_of(strategy: str = "", plan: str = "one-by-one") -> Experiment:
@@ -146,6 +151,15 @@ def test_a_client_whose_state_cannot_be_stored_fails_alone(plan: str) -> None:
 
     assert not good.reply.has_error()
     assert "state/spectrum: expected a type that can be stored, found torch.complex128" in str(bad.reply.error.reason)
+
+
+def test_training_and_evaluation_draw_other_numbers() -> None:
+    side = ClientSide(experiment_of())
+    state = train(side, "client-1", 1).state
+    DRAWN.clear()
+    train(side, "client-1", 2, state)
+    side.handle([ClientTask(message(EVALUATE, round=2, client="client-1", version=1), "client-1", state)])
+    assert len({float(number) for number in DRAWN}) == len(DRAWN) > 2
 
 
 def test_rounds_and_seeds_differ() -> None:

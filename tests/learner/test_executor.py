@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fedkd.data.samples import Samples
 from fedkd.learner import executor
+from fedkd.learner.cohort import answer_together
 from fedkd.learner.executor import Executor, Program, lockstep, one_by_one
 from fedkd.learner.fit import fit
 from fedkd.learner.model import Model, Network, fresh
@@ -315,6 +316,53 @@ def test_one_clients_switches_are_its_own(
     assert not any(tensor.is_inference() for answer in answers for tensor in answer.tensors.values())
 
 
+@both
+@pytest.mark.parametrize(
+    "switch", [lambda: torch.set_grad_enabled(False), lambda: torch.set_autocast_enabled("cpu", True)]
+)
+def test_what_a_client_leaves_switched_is_over_with_it(execute: Executor[Any], switch: Callable[[], object]) -> None:
+    def careless(ask: Ask) -> tuple[bool, bool, bool]:
+        switch()
+        ask(request(0, supervised))
+        return switches()
+
+    def next_one(ask: Ask) -> tuple[bool, bool, bool]:
+        return switches()
+
+    first, *others = execute([careless, next_one, next_one])
+    assert first != (True, False, False)
+    assert others == [(True, False, False)] * 2
+    assert switches() == (True, False, False)
+
+
+@both
+def test_frozen_tensors_may_be_made_for_inference(execute: Executor[Any]) -> None:
+    def pulled(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        return (networks["student"](batch.inputs) * frozen["pull"]).mean()
+
+    with torch.inference_mode():
+        pull = torch.ones(CLASSES, dtype=torch.float64)
+
+    expected = fit(replace(request(0, pulled), frozen={"pull": pull.clone()}))["student"]
+    for found in execute([lambda ask: ask(replace(request(0, pulled), frozen={"pull": pull}))["student"]] * 2):
+        for name, tensor in expected.tensors.items():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+@both
+def test_an_objective_may_ask(execute: Executor[Any]) -> None:
+    def program(ask: Ask) -> Model:
+        teacher = fresh(SPEC, 7, torch.empty(0, dtype=torch.float64))
+
+        def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+            return F.mse_loss(networks["student"](batch.inputs), ask(Predict(teacher, batch.inputs)))
+
+        return ask(request(0, taught))["student"]
+
+    first, second = execute([program, program])
+    assert same_bits(first, second)
+
+
 def in_bfloat16(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
     """Cast by itself, whatever the request says."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -361,9 +409,49 @@ def counting(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
 
 @both
 @pytest.mark.parametrize("objective", [branching, counting])
-def test_what_vmap_cannot_do_the_plain_loop_does(execute: Executor[Any], objective: Objective) -> None:
+def test_what_vmap_cannot_do_the_plain_loop_does_and_it_is_said_once(
+    execute: Executor[Any], objective: Objective, caplog: pytest.LogCaptureFixture
+) -> None:
     def program(client: int) -> Program[Model]:
         return lambda ask: ask(request(client, objective))["student"]
 
-    for client, found in enumerate(execute([program(client) for client in range(CLIENTS)])):
-        assert same_bits(found, fit(request(client, objective))["student"])
+    executor._tell.cache_clear()
+    for _ in range(2):
+        for client, found in enumerate(execute([program(client) for client in range(CLIENTS)])):
+            assert same_bits(found, fit(request(client, objective))["student"])
+
+    expected = ["cohorts: clients with mlp are trained one by one, since vmap fails: "] if execute is lockstep else []
+    assert [message[: message.index("fails: ") + 7] for message in caplog.messages] == expected
+
+
+def test_one_client_at_fault_costs_the_others_little(groups: list[int]) -> None:
+    def program(client: int) -> Program[Model]:
+        def run(ask: Ask) -> Model:
+            asked = request(client, supervised)
+            asked.samples.labels[0] = CLASSES if client == 11 else 0
+            model: Model = ask(asked)["student"]
+            return model
+
+        return run
+
+    found = lockstep([program(client) for client in range(16)])
+
+    assert [k for k, model in enumerate(found) if isinstance(model, Exception)] == [11]
+    assert groups == [16, 8, 8, 4, 2, 2, 1, 1, 4]
+
+
+def test_where_memory_is_short_nobody_trains_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(requests: Sequence[Request]) -> list[Any]:
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("more than there is")
+        return answer_together(requests)
+
+    def shorter(requests: Sequence[Request]) -> list[Any]:
+        raise torch.OutOfMemoryError("more than there is")
+
+    programs: list[Program[Any]] = [training(client) for client in range(4)]
+    expected = lockstep(programs)
+    monkeypatch.setattr(executor, "answer_together", short)
+    assert all(same_bits(first, second) for first, second in zip(lockstep(programs), expected, strict=True))
+    monkeypatch.setattr(executor, "answer_together", shorter)
+    assert all(isinstance(error, torch.OutOfMemoryError) for error in lockstep(programs))

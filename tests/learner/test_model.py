@@ -1,5 +1,7 @@
 """Models as data: parameters and buffers, fresh starts, and the network an objective sees."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,3 +102,13 @@ def test_layers_of_the_feature_part_can_be_captured() -> None:
         assert torch.equal(layers["1"], layers["2:input"])
     weight, bias = (second.tensors[f"features.1.{name}"] for name in ("weight", "bias"))
     assert torch.equal(layers["1"], nn.functional.linear(inputs().flatten(1), weight, bias))
+
+
+def test_a_bound_network_lets_go_of_its_tensors() -> None:
+    model = fresh(SPEC, 0, LIKE)
+    bound = BoundNetwork(SPEC, model.tensors, number=0)
+    before = bound(inputs())
+    bound.release()
+    mine = [weakref.ref(tensor) for tensor in model.tensors.values()]
+    del model, before
+    assert [ref() for ref in mine] == [None] * len(mine)

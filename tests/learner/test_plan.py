@@ -81,6 +81,8 @@ def test_one_by_one_clients_come_in_the_order_of_their_keys() -> None:
         ({"engine__cohort_size": 5}, 3),
         ({"engine__cohort_size": 5, "federation__participation": 0.5}, 2),
         ({"federation__architectures": ["mlp", "resnet-gn"], "train__batch_size": 32}, 1 + 6),
+        ({"plan": "one-by-one", "federation__participation": 0.1}, 1),  # 1.2 clients
+        ({"federation__architectures": ["mlp", "cnn", "cnn-bn"], "federation__participation": 0.125}, 2),
     ],
 )
 def test_who_can_be_busy_is_known_beforehand(changes: dict[str, Any], chunks: int) -> None:

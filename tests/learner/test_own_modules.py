@@ -1,0 +1,305 @@
+"""What models and objectives of users' own may do: under either plan they train as in a loop by hand."""
+
+import copy
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional as F
+
+from fedkd.data.samples import Samples
+from fedkd.learner.cohort import fit_cohort
+from fedkd.learner.executor import Executor, Program, lockstep, one_by_one
+from fedkd.learner.fit import batches, fit
+from fedkd.learner.model import Model, fresh
+from fedkd.learner.requests import Ask, Batch, Fit, Objective
+from fedkd.models import ModelSpec, skeleton
+from fedkd.optimisers import Optimiser
+
+CLIENTS, CLASSES, STEPS, CHANNELS = 5, 3, 4, 2
+SHAPE = (STEPS, CHANNELS)
+Networks = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
+Architecture = Callable[[tuple[int, ...], int], nn.Module]
+
+
+def supervised(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return F.cross_entropy(networks["student"](batch.inputs), batch.labels)
+
+
+def request(client: int, architecture: Architecture, objective: Objective = supervised) -> Fit:
+    spec = ModelSpec(f"{__name__}:{architecture.__name__}", SHAPE, CLASSES, feature_width=6)
+    source = torch.Generator().manual_seed(client)
+    rows = [9, 13, 17, 12, 4][client]
+    inputs = torch.randn(rows, *SHAPE, generator=source, dtype=torch.float64)
+    samples = Samples(torch.arange(rows), inputs, {"labels": torch.randint(0, CLASSES, (rows,), generator=source)})
+    student = fresh(spec, client, torch.empty(0, dtype=torch.float64))
+    return Fit({"student": student}, samples, objective, 2, 4, Optimiser("sgd", 0.1), seed=client)
+
+
+def by_hand(asked: Fit) -> dict[str, Tensor]:
+    """Return the parameters after a plain loop of torch's own."""
+    model, samples = asked.models["student"], asked.samples
+    module = copy.deepcopy(skeleton(model.spec, training=True)).double().requires_grad_(True)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(model.tensors[name])
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    for rows in batches(len(samples), asked.epochs, asked.batch_size, asked.seed):
+        optimiser.zero_grad()
+        networks: Any = {"student": module}
+        batch = Batch(samples.inputs[rows], {"labels": samples.labels[rows]})
+        asked.objective(networks, batch, {}).backward()
+        optimiser.step()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def answered(execute: Executor[Any], requests: list[Fit]) -> list[Any]:
+    def program(asked: Fit) -> Program[Model]:
+        def run(ask: Ask) -> Model:
+            student: Model = ask(asked)["student"]
+            return student
+
+        return run
+
+    return execute([program(asked) for asked in requests])
+
+
+def assert_as_by_hand(execute: Executor[Any], requests: list[Fit]) -> None:
+    for asked, model in zip(requests, answered(execute, requests), strict=True):
+        assert isinstance(model, Model), model
+        expected = by_hand(asked)
+        assert expected.keys() == model.parameters.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(model.tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+both = pytest.mark.parametrize("execute", [one_by_one, lockstep], ids=["one_by_one", "lockstep"])
+
+
+# -- modules
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(STEPS * CHANNELS, 8), nn.Linear(8, 8)
+        self.third, self.last = nn.Linear(8, 8), nn.Linear(8, width)
+        self.third.weight, self.again = self.second.weight, self.second
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.second(self.first(inputs.flatten(1)).tanh()).tanh()
+        features: Tensor = self.last(self.again(self.third(hidden).tanh()))
+        return features
+
+
+class Words(nn.Module):
+    """Takes inputs for the numbers of words."""
+
+    def __init__(self, width: int, **settings: Any) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(7, 6, **settings), nn.Linear(6, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.last(self.table((3 * inputs.abs()).long().flatten(1) % 7).mean(1))
+        return features
+
+
+class Recurrent(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def __init__(self, layer: Callable[..., nn.Module], width: int) -> None:
+        super().__init__()
+        self.layer = layer(CHANNELS, width, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        states: Tensor = self.layer(inputs)[0]
+        return states[:, -1]
+
+
+class Images(nn.Module):
+    """GroupNorm and average pooling, called with arguments by name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 2 * 1, width)
+        self.scale, self.shift = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = F.group_norm(input=self.first(inputs[:, None]), num_groups=2, weight=self.scale, bias=self.shift)
+        features: Tensor = self.last(F.avg_pool2d(input=maps, kernel_size=2).flatten(1))
+        return features
+
+
+class Hooked(nn.Module):
+    """Takes a tenth of the gradient, if there is one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(STEPS * CHANNELS, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.layer(inputs.flatten(1))
+        if features.requires_grad:
+            features.register_hook(lambda gradient: 0.1 * gradient)
+        return features
+
+
+class Shrinking(nn.Module):
+    """Changes its own weights in place, of the client that trains and of no other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(STEPS * CHANNELS, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight.mul_(0.9)
+        features: Tensor = self.layer(inputs.flatten(1))
+        return features
+
+
+def tied(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Tied(width)
+
+
+def padded(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Words(width, padding_idx=-7)
+
+
+def bounded(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Words(width, max_norm=1.0)
+
+
+def by_frequency(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Words(width, scale_grad_by_freq=True)
+
+
+def lstm(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Recurrent(nn.LSTM, width)
+
+
+def gru(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Recurrent(nn.GRU, width)
+
+
+def rnn(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Recurrent(nn.RNN, width)
+
+
+def images(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Images(width)
+
+
+def hooked(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Hooked(width)
+
+
+def shrinking(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Shrinking(width)
+
+
+def plain(shape: tuple[int, ...], width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(STEPS * CHANNELS, width))
+
+
+MODULES = [tied, padded, bounded, by_frequency, lstm, gru, rnn, images, hooked, shrinking]
+
+
+@both
+@pytest.mark.parametrize("architecture", MODULES)
+def test_a_module_trains_as_by_hand(execute: Executor[Any], architecture: Architecture) -> None:
+    assert_as_by_hand(execute, [request(client, architecture) for client in range(CLIENTS)])
+
+
+@pytest.mark.parametrize("architecture", [tied, padded, lstm, gru, rnn, images, shrinking])
+def test_what_can_be_vectorised_is(architecture: Architecture) -> None:
+    requests = [request(client, architecture) for client in range(CLIENTS)]
+    for asked, models in zip(requests, fit_cohort(requests), strict=True):
+        for name, tensor in by_hand(asked).items():
+            torch.testing.assert_close(models["student"].tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+# -- objectives
+
+
+def tempered(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Vectorise over as many temperatures as there are clients."""
+    inputs, labels = batch.inputs, batch.labels
+    scales = torch.linspace(0.5, 2, CLIENTS, dtype=inputs.dtype)
+    return vmap(lambda scale: F.cross_entropy(networks["student"](inputs * scale), labels))(scales).mean()
+
+
+def each_sample(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    def loss(sample: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(networks["student"](sample[None]), label[None])
+
+    return vmap(loss)(batch.inputs, batch.labels).mean()
+
+
+def reversed_by_a_hook(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    features = networks["student"].features(batch.inputs)
+    features.register_hook(lambda gradient: -0.5 * gradient)
+    return F.cross_entropy(networks["student"].head(features), batch.labels)
+
+
+def knowing_its_graph(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    logits = networks["student"](batch.inputs)
+    known = [logits.requires_grad, logits.grad_fn is not None, not logits.is_leaf, not logits.detach().requires_grad]
+    return F.cross_entropy(logits, batch.labels) * (2.0 if all(known) else 1.0)
+
+
+OBJECTIVES = [tempered, each_sample, reversed_by_a_hook, knowing_its_graph]
+
+
+@both
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("architecture", [images, plain])
+def test_an_objective_trains_as_by_hand(
+    execute: Executor[Any], objective: Objective, architecture: Architecture
+) -> None:
+    assert_as_by_hand(execute, [request(client, architecture, objective) for client in range(CLIENTS)])
+
+
+def one_for_each_sample(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return F.cross_entropy(networks["student"](batch.inputs), batch.labels, reduction="none")
+
+
+@both
+def test_an_objective_is_one_number(execute: Executor[Any]) -> None:
+    for error in answered(execute, [request(client, plain, one_for_each_sample) for client in range(CLIENTS)]):
+        assert isinstance(error, RuntimeError)
+        assert "only for scalar outputs" in str(error)
+
+
+# -- draws
+
+
+def dropped_by_python(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return supervised(networks, batch, frozen) * random.random()  # noqa: S311 - no secret
+
+
+def dropped_by_numpy(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return supervised(networks, batch, frozen) * float(np.random.normal())
+
+
+def dropped_by_torch(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return supervised(networks, batch, frozen) * torch.rand(())
+
+
+@both
+@pytest.mark.parametrize("objective", [dropped_by_python, dropped_by_numpy, dropped_by_torch])
+def test_what_an_objective_draws_is_the_clients_own(execute: Executor[Any], objective: Objective) -> None:
+    requests = [request(client, plain, objective) for client in range(CLIENTS)]
+    expected = [fit(asked)["student"] for asked in requests]
+    assert not torch.equal(expected[0].tensors["head.bias"], fit(request(0, plain))["student"].tensors["head.bias"])
+    for some in ([0, 1, 2, 3, 4], [3, 0], [2]):
+        for k, model in zip(some, answered(execute, [requests[k] for k in some]), strict=True):
+            assert all(torch.equal(tensor, model.tensors[name]) for name, tensor in expected[k].tensors.items())
