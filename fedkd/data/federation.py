@@ -5,6 +5,7 @@ proves that all of them hold the same public set in the same order.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -26,6 +27,8 @@ from fedkd.models import ModelSpec
 from fedkd.models.shapes import InputShape
 from fedkd.task import Classification, Task
 
+ROUNDS_SHARED = 2
+"""Rounds whose public subsets are kept: clients learn from the one before, and answer for this one."""
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16-mixed": torch.float32}
 
 
@@ -46,6 +49,7 @@ class Federation:
     splits: Splits
     holdings: dict[str, Holding]
     _cache: dict[Hashable, Samples] = field(default_factory=dict, repr=False, compare=False)
+    _recent: dict[str, deque[Samples]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,8 +79,9 @@ class Federation:
     def samples(self, ids: Tensor, view: str, *, labels: bool = True) -> Samples:
         """Return the samples with these ids, shape ``(N,)``, in a view, in the experiment's dtype and on its device.
 
-        All that ask share them, so torch refuses to change them in place, but in inference mode: they are inference
-        tensors.
+        All that ask share them, so they are inference tensors, which torch refuses to change in place: but not in
+        inference mode, and not behind its back (``.data``, ``.detach()``, ``.numpy()``). The contract finds strategies
+        that do.
         """
         with torch.inference_mode():
             rows = self.dataset.rows(ids)
@@ -124,16 +129,18 @@ class Federation:
     def public(self, view: str, ids: Tensor | None = None) -> Samples:
         """Return the public samples with these ids (all without) in a view, without labels.
 
-        All that ask for the same ones after each other, as clients do in a round, share them.
+        All that ask for the same ones in a round share them (see :meth:`samples`).
         """
         everything = self._cached("public", view, labels=False)
         if ids is None or torch.equal(ids, self.splits.public):
             return everything
-        last = self._cache.get(("some public", view))
-        if last is None or not torch.equal(last.ids, ids):
-            with torch.inference_mode():  # see samples()
-                last = self._cache["some public", view] = everything.by_id(ids)
-        return last
+        recent = self._recent.setdefault(view, deque(maxlen=ROUNDS_SHARED))
+        for some in recent:
+            if torch.equal(some.ids, ids):
+                return some
+        with torch.inference_mode():  # see samples()
+            recent.append(everything.by_id(ids))
+        return recent[-1]
 
     def labelled_public(self, view: str) -> Samples | None:
         """Return the public samples in a view with labels, or None where the experiment keeps them unlabelled."""

@@ -37,8 +37,10 @@ def connect(experiment: Experiment) -> bool:
     with _signals_kept():
         try:
             _start_or_join(experiment)
-        except BaseException:  # also an interrupt: what was started so far must not stay
+        except BaseException as error:  # also an interrupt: what was started so far must not stay
             ray.shutdown()
+            if isinstance(error, SystemExit):  # Ray's own answer to SIGTERM
+                raise KeyboardInterrupt from error
             raise
     return True
 
@@ -47,10 +49,11 @@ def connect(experiment: Experiment) -> bool:
 def _signals_kept() -> Iterator[None]:
     """Give SIGTERM its handler back, which Ray takes without a word: it would end a run in the middle of anything."""
     before = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread()  # the only one that Ray, or anybody, may do it in
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # the only one that Ray, or anybody, may do it in
+        if ours and before is not None:  # None: not from Python, who cannot give it back
             signal.signal(signal.SIGTERM, before)
 
 

@@ -24,6 +24,19 @@ Program = Callable[[Ask], T]
 Executor = Callable[[Sequence[Program[T]]], list["T | Exception"]]
 
 
+@contextmanager
+def _switches_as_usual() -> Iterator[None]:
+    """Have gradients on, inference mode and autocast off: there is one switch of each for the thread of all clients."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+@_switches_as_usual()
 def one_by_one(programs: Sequence[Program[T]]) -> list[T | Exception]:
     """Run each program to its end before the next one starts.
 
@@ -36,6 +49,7 @@ def one_by_one(programs: Sequence[Program[T]]) -> list[T | Exception]:
     return [_outcome(program) for program in programs]
 
 
+@_switches_as_usual()
 def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
     """Run all programs together (see :func:`one_by_one` for arguments and result)."""
     import greenlet  # only here: a real client, which runs alone, has no need of it
@@ -71,18 +85,6 @@ def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
         return RuntimeError(f"the client half called exit({error.code})")
     except Exception as error:
         return error
-
-
-@contextmanager
-def _switches_as_usual() -> Iterator[None]:
-    """Have gradients on, inference mode and autocast off: there is one switch of each for the thread of all clients."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
 
 
 def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:

@@ -24,7 +24,7 @@ that needs a public set gets one, one that needs its labels gets them, and any o
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import tomli_w
@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from fedkd.checks import all_finite
 from fedkd.config import Experiment, StrategySettings, parse, validate
+from fedkd.data.federation import Federation, build
+from fedkd.data.samples import Samples
 from fedkd.errors import UserError
 from fedkd.knowledge import KINDS
 from fedkd.strategy._probe import PROBE, expect, kind_name, name_of
@@ -230,6 +232,30 @@ def check_takes_mixed_clients(strategy: str | type[Strategy], simulate: Simulate
         _expect_finite(strategy, result)
 
 
+def check_leaves_the_samples_alone(strategy: str | type[Strategy], simulate: Simulate) -> None:
+    """What all clients of a process share is as it was: whoever changes it changes what others train on."""
+    for plan in PLANS:
+        changes = {"engine.plan": plan, "data.public_per_round": 20}
+        federation = build(experiment(strategy, changes))
+        _run(strategy, simulate, changes)
+        for what, view, found in _shared(federation):
+            genuine = federation.samples(found.ids, view)
+            same = torch.equal(found.inputs, genuine.inputs)
+            same &= all(torch.equal(values, genuine.targets[name]) for name, values in found.targets.items())
+            expect(same, strategy, f"{plan}: {what} have been changed in place; copy them first")
+
+
+def _shared(federation: Federation) -> Iterator[tuple[str, str, Samples]]:
+    """Yield all samples that clients are given, each with what they are and their view."""
+    for key, holding in federation.holdings.items():
+        yield f"{key}'s training samples", holding.view, federation.private(key)
+        yield f"{key}'s test samples", holding.view, federation.local_test(key)
+    for view in {holding.view for holding in federation.holdings.values()}:
+        yield "the test samples", view, federation.test(view)
+        for ids in (None, federation.public_subset(1), federation.public_subset(2)):
+            yield "the public samples", view, federation.public(view, ids)
+
+
 def check_learns(strategy: str | type[Strategy], simulate: Simulate) -> None:
     """The clients or the server do much better than by chance after three rounds with the strategy's own settings."""
     changes = {"strategies": {}, "rounds": 3, "train.optimizer": "adam", "train.lr": 0.005, "train.local_epochs": 5}
@@ -248,6 +274,7 @@ RUNNING_CHECKS: tuple[Callable[[str | type[Strategy], Simulate], None], ...] = (
     check_refuses_nan,
     check_some_clients_at_a_time,
     check_takes_mixed_clients,
+    check_leaves_the_samples_alone,
     check_learns,
 )
 

@@ -1,6 +1,7 @@
 """Which Ray a run gets: none that is not there, and none that is too small without a word."""
 
 import signal
+import sys
 import time
 
 import pytest
@@ -94,4 +95,24 @@ def test_what_ray_has_begun_is_ended_and_sigterm_is_its_owners(monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         connect(Experiment().changed(**{"engine.workers": 1}))
     assert ended == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers SIGTERM by an exit of its own, of which nobody would hear."""
+    stopped: list[bool] = []
+
+    def start(experiment: Experiment) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: stopped.append(True))
+    monkeypatch.setattr("fedkd.engine.cluster._start_or_join", start)
+    before = signal.getsignal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        connect(Experiment().changed(**{"engine.workers": 1}))
+
+    assert stopped == [True]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fedkd import losses
 from fedkd.app.client import EVALUATE, HELLO, TRAIN
 from fedkd.app.loop import run
 from fedkd.app.state import digest
@@ -17,6 +18,8 @@ from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.local import LocalGrid
 from fedkd.flower_internals import ensure_task_identity
+from fedkd.knowledge import Prototypes
+from fedkd.strategy import Client, MethodCard, Server, Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL: Mapping[str, Any] = {
@@ -102,6 +105,39 @@ def test_plans_agree_but_for_rounding() -> None:
     assert first is not None
     assert second is not None
     assert first["clients_global"] == pytest.approx(second["clients_global"], rel=1e-9)
+
+
+class WithoutGradients(Strategy):
+    """The server's half, which takes the replies as they come, has torch's switches as it likes them."""
+
+    card = MethodCard(title="T", authors="A", year=2020, up=Prototypes)
+
+    def client_round(self, client: Client, received: None) -> Prototypes:
+        """Use autograd without the learner."""
+        leaf = torch.ones(3, requires_grad=True)
+        (2 * leaf).sum().backward()
+        client.fit(client.private, losses.cross_entropy)
+        return Prototypes.of(client.features(client.private), client.private.labels, client.classes)
+
+    def collect(self, server: Server, replies: Iterator[Any]) -> list[Any]:
+        """Ask for the replies without gradients, and in bfloat16."""
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return list(replies)
+
+    def server_round(self, server: Server, replies: list[Any]) -> None:
+        """Send nothing."""
+
+
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_switches_of_the_servers_half_are_not_the_clients(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment(**{**SMALL, "strategy": f"{__name__}:WithoutGradients", "strategies": {}}).changed(
+        **{"data.public": 0, "engine.plan": plan}
+    )
+    found = run(LocalGrid(experiment), experiment)
+    monkeypatch.setattr(WithoutGradients, "collect", Strategy.collect)
+
+    assert not any(record.failed for record in found.rounds)
+    assert found.summary["digest"] == run(LocalGrid(experiment), experiment).summary["digest"]
 
 
 def test_threads_do_not_leak_from_the_run_before() -> None:

@@ -144,6 +144,27 @@ class SharesAGenerator(Sound):
         return reply
 
 
+class ChangesItsSamples(Sound):
+    """Other clients, or later rounds, train on what is left of them."""
+
+    def client_round(self, client: Client, received: Prototypes | None) -> Knowledge:
+        """Add noise behind torch's back."""
+        client.private.inputs.detach().mul_(0.99)
+        return super().client_round(client, received)
+
+
+class ChangesThePublicSamples(Sound):
+    """Other clients label what is left of them."""
+
+    card = MethodCard(**CARD, up=Prototypes, down=Prototypes, needs_public_set=True)
+
+    def client_round(self, client: Client, received: Prototypes | None) -> Knowledge:
+        """Normalise them through NumPy."""
+        inputs = client.next_public_subset.inputs.numpy()
+        inputs -= inputs.mean()
+        return super().client_round(client, received)
+
+
 class IsNeverTheSame(Sound):
     """Randomness without a seed."""
 
@@ -287,6 +308,8 @@ WRONG: list[tuple[Callable[..., None], type[Strategy], str]] = [
     (contract.check_refuses_nan, RemembersRefusedReplies, "left a trace"),
     (contract.check_some_clients_at_a_time, WantsClientZero, "ended early: (?s:.)*KeyError"),
     (contract.check_takes_mixed_clients, WantsOneArchitecture, "mixed clients failed: client-0"),
+    (contract.check_leaves_the_samples_alone, ChangesItsSamples, "client-0's training samples have been changed"),
+    (contract.check_leaves_the_samples_alone, ChangesThePublicSamples, "the public samples have been changed"),
     (contract.check_learns, LearnsNothing, "chance is 0.1"),
     (contract.check_learns, EvaluatesNothing, "neither clients nor the server"),
 ]
