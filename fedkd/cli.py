@@ -5,13 +5,14 @@ in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from click import ClickException
@@ -25,15 +26,13 @@ from fedkd.deploy.cli import deploy, doctor
 from fedkd.engine.interrupts import stop_in_order
 from fedkd.errors import InterruptedRunError, LostSightError, RunError, UserError
 
-if TYPE_CHECKING:
-    from fedkd.engine.result import Result
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 LOST_SIGHT = 3
 """Exit code when nobody answers for a run any more, and it may go on."""
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 WIDTH = 120
 """Columns of a table that is not printed to a terminal."""
 
@@ -75,18 +74,19 @@ def run(
     as_json: JSON = False,
 ) -> None:
     """Run an experiment, and leave a run folder with its results, models and report."""
-    experiment = _experiment(file, set_, workers, engine)
-    from fedkd.app.run_folder import new_folder
-    from fedkd.engine.simulate import check, simulate
-    from fedkd.progress import RoundProgress
+    with _output_for_results(as_json):
+        experiment = _experiment(file, set_, workers, engine)
+        from fedkd.app.run_folder import new_folder
+        from fedkd.engine.simulate import check, simulate
+        from fedkd.progress import RoundProgress
 
-    check(experiment)
-    with _output_for_results(as_json), nullcontext(out) if out else new_folder(_usual(experiment)) as folder:
-        with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
-            result = simulate(experiment, out=folder, on_round=progress.advance)
-        gained = _train_alone(experiment, result, folder)
-        report = _report(folder)
-    _show(result.summary, report, as_json, gained)
+        check(experiment)
+        with nullcontext(out) if out else new_folder(_usual(experiment)) as folder:
+            with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
+                summary = simulate(experiment, out=folder, on_round=progress.advance).summary
+            gained = _train_alone(experiment, folder)
+            report = _report(folder)
+    _show(summary, report, as_json, gained)
 
 
 @app.command()
@@ -97,19 +97,19 @@ def resume(
     as_json: JSON = False,
 ) -> None:
     """Go on with a run that was cut off, to the end that it would have had, bit for bit."""
-    from fedkd.engine.resume import go_on, opened, unreported
+    from fedkd.engine.resume import Finished, go_on, opened
     from fedkd.progress import RoundProgress
 
-    if summary := unreported(folder):
-        _show(summary, _report(folder), as_json, [])
-        return
     with _output_for_results(as_json), opened(folder, _given(set_, workers)) as run:
-        experiment, done = run.experiment, len(run.records)
-        with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds, done) as progress:
-            result = go_on(run, progress.advance)
-        gained = _train_alone(experiment, result, folder)
+        if isinstance(run, Finished):
+            summary: Mapping[str, Any] = run.summary
+        else:
+            shown = [run.experiment.strategy], run.experiment.rounds, len(run.records)
+            with _telling_how_to_go_on(folder), RoundProgress(*shown) as progress:
+                summary = go_on(run, progress.advance).summary
+        gained = _train_alone(run.experiment, folder)
         report = _report(folder)
-    _show(result.summary, report, as_json, gained)
+    _show(summary, report, as_json, gained)
 
 
 @app.command()
@@ -123,26 +123,26 @@ def compare(
     as_json: JSON = False,
 ) -> None:
     """Run an experiment with several strategies and seeds, and print one table with mean and standard deviation."""
-    experiment = _experiment(file, set_, workers, None)
-    from fedkd.app.run_folder import new_folder
-    from fedkd.compare import compare as run_all
-    from fedkd.compare import plan
-    from fedkd.engine.simulate import check
-    from fedkd.progress import RoundProgress
-    from fedkd.tables import comparison_table, mean_gains_table
+    with _output_for_results(as_json):
+        experiment = _experiment(file, set_, workers, None)
+        from fedkd.app.run_folder import new_folder
+        from fedkd.compare import compare as run_all
+        from fedkd.compare import plan
+        from fedkd.engine.simulate import check
+        from fedkd.progress import RoundProgress
+        from fedkd.tables import comparison_table, mean_gains_table
 
-    names, numbers = _split("--strategies", strategies), [_seed(text) for text in _split("--seeds", seeds)]
-    variants = plan(experiment, names, numbers)
-    for variant in variants:
-        check(variant)
-    shown = list(dict.fromkeys(variant.strategy for variant in variants))
-    with (
-        _output_for_results(as_json),
-        nullcontext(out) if out else new_folder(_usual(experiment, "-compare")) as folder,
-        _telling_how_to_go_on(folder),
-        RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
-    ):
-        comparison = run_all(experiment, names, numbers, folder, progress.advance)
+        names, numbers = _split("--strategies", strategies), [_seed(text) for text in _split("--seeds", seeds)]
+        variants = plan(experiment, names, numbers)
+        for variant in variants:
+            check(variant)
+        shown = list(dict.fromkeys(variant.strategy for variant in variants))
+        with (
+            nullcontext(out) if out else new_folder(_usual(experiment, "-compare")) as folder,
+            _telling_how_to_go_on(folder),
+            RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
+        ):
+            comparison = run_all(experiment, names, numbers, folder, progress.advance)
     if as_json:
         typer.echo(json.dumps(comparison.to_json()))
         return
@@ -162,7 +162,8 @@ def list_(
     from fedkd.listings import listing, to_markdown
     from fedkd.tables import listing_table
 
-    rows = listing(what)
+    with _output_for_results(as_json):
+        rows = listing(what)
     if as_json:
         typer.echo(json.dumps(rows))
     elif markdown:
@@ -206,9 +207,9 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         hint = f"continue with: fedkd resume {shlex.quote(str(folder))}"
-        there = next(folder.glob("checkpoints/round-*"), None) is not None
+        there = _holds(folder, "checkpoints/round-*", "summary.json")
         if isinstance(error, KeyboardInterrupt):
-            begun = folder.is_dir() and any(folder.iterdir())
+            begun = _holds(folder, "rounds.jsonl", "*/*/rounds.jsonl")
             what = f"interrupted; the rounds that finished are in {folder}" if begun else "interrupted"
             raise InterruptedRunError(f"{what}\n{hint}" if there else what) from None
         if there:
@@ -216,15 +217,19 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         raise
 
 
-def _train_alone(experiment: Experiment, result: "Result", folder: Path) -> list[dict[str, Any]]:
+def _holds(folder: Path, *patterns: str) -> bool:
+    return os.path.isdir(folder) and any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def _train_alone(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
     """Run the clients alone if the experiment asks for it, and return what each view gains; nothing without."""
     if not experiment.alone:
         return []
-    from fedkd.gains import ALONE, BASELINE, measure
+    from fedkd.gains import BASELINE, measure
     from fedkd.progress import RoundProgress
 
-    with _telling_how_to_go_on(folder / ALONE), RoundProgress([BASELINE], experiment.rounds) as progress:
-        return measure(experiment, result, folder, progress.advance)
+    with _telling_how_to_go_on(folder), RoundProgress([BASELINE], experiment.rounds) as progress:
+        return measure(experiment, folder, progress.advance)
 
 
 def _report(folder: Path) -> Path:
@@ -247,9 +252,20 @@ def _show(summary: Mapping[str, Any], report: Path, as_json: bool, gained: list[
     typer.echo(f"digest  {summary['digest']}\nreport  {report}")
 
 
-def _output_for_results(as_json: bool) -> AbstractContextManager[Any]:
-    """Keep standard output for the JSON: what strategies print, and what Ray says of its workers, goes beside it."""
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+@contextmanager
+def _output_for_results(as_json: bool) -> Iterator[None]:
+    """Keep standard output for the JSON: what strategies, their programs and Ray's workers print goes beside it."""
+    if not as_json:
+        yield
+        return
+    results = os.dup(_STANDARD_OUTPUT)
+    os.dup2(_STANDARD_ERROR, _STANDARD_OUTPUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(results, _STANDARD_OUTPUT)
+        os.close(results)
 
 
 def _usual(experiment: Experiment, ending: str = "") -> Path:

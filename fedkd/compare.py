@@ -1,6 +1,5 @@
 """The same experiment for several strategies and seeds: one row per strategy, with mean and standard deviation."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +8,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedkd.app.loop import OnRound
-from fedkd.app.run_folder import claim
+from fedkd.app.run_folder import claim, write_file
 from fedkd.config import Experiment
 from fedkd.engine.simulate import check, simulate
 from fedkd.errors import UserError
-from fedkd.gains import BASELINE, measure, over_seeds
+from fedkd.gains import BASELINE, measure, over_seeds, write_csv
 
 PUBLIC_ONLY = "public_only"
-NOT_COMPARED = ("strategy", "seed", "rounds", "digest")
+NOT_COMPARED = ("strategy", "seed", "rounds", "digest", "took_no_part")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def compare(
         _write(out, Comparison(runs, gained))  # after every run: one that fails must not cost the others
         if variant.alone and variant.strategy != BASELINE and result.clients:
             run = {"strategy": variant.strategy, "seed": variant.seed}
-            gained += [{**run, **row} for row in measure(variant, result, folder, on_round)]
+            gained += [{**run, **row} for row in measure(variant, folder, on_round)]
             _write(out, Comparison(runs, gained))
     return Comparison(runs, gained)
 
@@ -103,10 +102,10 @@ def compare(
 def flatten(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's summary with its metrics as flat keys such as ``clients_global.accuracy``.
 
-    Who took no part, and why, is in the run's own summary; here it is how many lines that takes.
+    Who took no part, and why, is one text.
     """
     flat = {key: value for key, value in summary.items() if key != "metrics"}
-    flat["took_no_part"] = len(summary.get("took_no_part", []))
+    flat["took_no_part"] = "; ".join(summary.get("took_no_part", []))
     for who, scores in summary["metrics"].items():
         flat |= {f"{who}.{name}": value for name, value in (scores or {}).items()}
     return flat
@@ -123,16 +122,8 @@ def _row(strategy: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _write(out: Path, comparison: Comparison) -> None:
-    _write_csv(out / "comparison.csv", comparison.rows)
-    _write_csv(out / "runs.csv", comparison.runs)
+    write_csv(out / "comparison.csv", comparison.rows)
+    write_csv(out / "runs.csv", comparison.runs)
     if comparison.gained:
-        _write_csv(out / "gains.csv", comparison.gains)
-    (out / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=2) + "\n", encoding="utf-8")
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        write_csv(out / "gains.csv", comparison.gains)
+    write_file(out / "comparison.json", json.dumps(comparison.to_json(), indent=2) + "\n")

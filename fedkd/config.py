@@ -155,7 +155,9 @@ class EngineSettings(Section):
         1, ge=0, description="rounds between checkpoints in the run folder, where fedkd resume goes on; 0: none"
     )
     timeout: float = Field(
-        3600.0, gt=0, description="seconds to wait for the replies of one round; without workers nobody waits"
+        3600.0,
+        gt=0,
+        description="seconds to wait for the replies of one round; not used where clients run in this process",
     )
     join_timeout: float = Field(120.0, gt=0, description="seconds to wait for the clients to appear")
 

@@ -1,16 +1,20 @@
 """What each view gains: the clients with a strategy, against the same clients alone for at least as many steps."""
 
 import csv
+import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fedkd.app.checkpoint import generations
 from fedkd.app.loop import OnRound
+from fedkd.app.run_folder import CHECKPOINTS, CLIENTS, ROUNDS, SUMMARY, locked, read_lines, write_file
 from fedkd.config import Experiment
-from fedkd.engine.result import Result
+from fedkd.engine.resume import resume
 from fedkd.engine.simulate import simulate
 from fedkd.errors import UserError
 from fedkd.learner.requests import steps_of
@@ -18,6 +22,7 @@ from fedkd.metrics import summarise
 
 ALONE = "alone"
 """Name of the run folder of the clients alone, inside that of the run."""
+GAINS = "gains.json"
 BASELINE = "local"
 CONFIDENCE = 0.95
 MEASURED = ("clients", "missing", "alone", "together", "gain")
@@ -25,14 +30,13 @@ MEASURED = ("clients", "missing", "alone", "together", "gain")
 Row = Mapping[str, Any]
 
 
-def measure(
-    experiment: Experiment, result: Result, folder: Path, on_round: OnRound = lambda record: None
-) -> list[dict[str, Any]]:
+def measure(experiment: Experiment, folder: Path, on_round: OnRound = lambda record: None) -> list[dict[str, Any]]:
     """Train the clients of a finished run alone, and write what each view gains into its folder.
+
+    What an earlier process has done of it is not done again.
 
     Args:
         experiment: the one that was run.
-        result: what came out.
         folder: its run folder.
         on_round: called after every round of the clients alone with its record.
 
@@ -42,10 +46,25 @@ def measure(
     Raises:
         RunError: the clients alone could not be trained.
     """
-    before = simulate(alone(experiment, result.rounds, result.clients), out=folder / ALONE, on_round=on_round)
-    rows = gains(result.clients, before.clients)
+    if (folder / GAINS).exists():
+        written: list[dict[str, Any]] = json.loads((folder / GAINS).read_text(encoding="utf-8"))
+        return written
+    rounds, clients = (read_lines(folder / name) for name in (ROUNDS, CLIENTS))
+    rows = gains(clients, _trained_alone(alone(experiment, rounds, clients), folder / ALONE, on_round))
     write_gains(folder, rows)
     return rows
+
+
+def _trained_alone(experiment: Experiment, folder: Path, on_round: OnRound) -> Sequence[Row]:
+    """Return the records of clients alone, whose run is complete, is gone on with, or begins."""
+    if (folder / SUMMARY).is_file():
+        return read_lines(folder / CLIENTS)
+    if experiment.engine.name == "local" and generations(folder / CHECKPOINTS):
+        return resume(folder, on_round=on_round).clients
+    if folder.is_dir():  # whoever began had not come to a checkpoint
+        with locked(folder):
+            shutil.rmtree(folder)
+    return simulate(experiment, out=folder, on_round=on_round).clients
 
 
 def alone(experiment: Experiment, rounds: Sequence[Row], clients: Sequence[Row]) -> Experiment:
@@ -136,11 +155,21 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def write_gains(folder: Path, rows: Sequence[Row]) -> None:
     """Write the rows of :func:`gains` into a run's folder, as ``gains.csv`` and ``gains.json``."""
-    with (folder / "gains.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    (folder / "gains.json").write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
+    write_csv(folder / "gains.csv", rows)
+    write_file(folder / GAINS, json.dumps(list(rows), indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write records as a table; one that lacks a column leaves it empty.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
 
 
 def _accuracy(rows: Sequence[Row]) -> float:

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedkd.app.run_folder import CLIENTS, EXPERIMENT, MANIFEST, REPORT, ROUNDS, SUMMARY
 from fedkd.app.state import write_atomically
 from fedkd.errors import RunError, UserError
-from fedkd.gains import ALONE
+from fedkd.gains import ALONE, GAINS
 from fedkd.report_template import TEMPLATE
 
 Row: TypeAlias = dict[str, Any]  # one JSON object of the run's files
@@ -134,7 +134,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_run(folder: Path) -> Run:
-    clients, gains, alone = folder / CLIENTS, folder / "gains.json", folder / ALONE / SUMMARY
+    clients, gains, alone = folder / CLIENTS, folder / GAINS, folder / ALONE / SUMMARY
     return Run(
         name=folder.resolve().name,
         settings=_read(folder / EXPERIMENT),

@@ -54,7 +54,7 @@ def gains_table(strategy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per strategy: accuracies in percent as mean ± standard deviation, traffic, seconds."""
     rows = comparison.rows
-    outside = [row["strategy"] for row in rows if row.get("took_no_part.mean")]
+    outside = dict.fromkeys(run["strategy"] for run in comparison.runs if run.get("took_no_part"))
     caption = f"not all clients took part: {', '.join(outside)} (see runs.csv)" if outside else None
     title = f"accuracy on the global test set in %, mean ± sd over {rows[0]['seeds']} seeds"
     table = Table(title=title, caption=caption)

@@ -2,12 +2,15 @@
 
 import os
 import re
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-_OUR_FOLDER = f"{Path(__file__).resolve().parent}{os.sep}"
+_FOLDERS = (str(Path(__file__).parent), *(str(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+_NOT_THE_USERS = tuple(f"{Path(folder).resolve()}{os.sep}" for folder in _FOLDERS)
+"""Folders of our own code, of Python's and of libraries."""
 
 
 def last_line(text: str, most: int = 300) -> str:
@@ -22,9 +25,12 @@ def last_line(text: str, most: int = 300) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return an error's traceback without our own frames above the user's first one; all of it if there is none."""
+    """Return an error's traceback without the frames, ours and libraries', above the user's first one.
+
+    All of it if the user has none, such as in a strategy that was installed.
+    """
     frames = first = error.__traceback__
-    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         first = first.tb_next
     return "".join(traceback.format_exception(type(error), error, first or frames))
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import fedkd
 from fedkd import config
+from fedkd.app.run_folder import locked
 from fedkd.app.state import write_atomically
 from fedkd.cli import main
 from fedkd.engine.simulate import simulate
@@ -184,11 +186,14 @@ def test_interrupted_before_anything_is_there_it_points_to_nothing(here, fedkd_,
 def test_whatever_a_strategy_prints_the_json_stands_alone(here, fedkd_):
     (here / "strategies").mkdir()
     (here / "strategies" / "talkative.py").write_text(
+        "import subprocess\n"
         "from fedkd.strategy import MethodCard, Strategy\n"
+        "print('a word of the module')\n"
         "class Talkative(Strategy):\n"
         "    card = MethodCard(title='-', authors='-', year=2026)\n"
         "    def client_round(self, client, received):\n"
         "        print('a word of', client.card.key)\n"
+        "        subprocess.run(['echo', 'a word of another program'])\n"
         "    def server_round(self, server, replies):\n"
         "        print('{')\n"
     )
@@ -229,6 +234,66 @@ def test_run_also_trains_the_clients_alone_if_asked(here, fedkd_):
     shown = fedkd_("run", "tiny.toml", "--set", "alone=true", "--set", "rounds=1").stdout
     assert "alone" in shown
     assert "gain" in shown
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a checkpoint", "all but the gains", "all but the report"])
+def test_resume_also_trains_the_clients_alone_from_wherever_that_was(here, fedkd_, left):
+    asked = ["--set", "alone=true", "--set", 'federation.views=["image","image@4"]']
+    whole = json.loads(fedkd_("run", "tiny.toml", "--json", *asked).stdout)
+    folder = here / "runs" / "tiny"
+    (folder / "report.html").unlink()
+    if left != "all but the report":
+        (folder / "gains.json").unlink()
+    if left == "a checkpoint":
+        (folder / "alone" / "summary.json").unlink()
+    if left in {"nothing", "a folder"}:
+        shutil.rmtree(folder / "alone")
+    if left == "a folder":
+        (folder / "alone").mkdir()
+        (folder / "alone" / "experiment.toml").touch()
+
+    refused = fedkd_("resume", str(folder), "--set", "engine.timeout=9")
+    done = fedkd_("resume", str(folder), "--json")
+
+    assert refused.returncode == 2
+    assert "whose rounds are done, in which no setting is used any more; leave the settings out" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gains"] == whole["gains"] == json.loads((folder / "gains.json").read_text())
+    assert "image@4" in (folder / "report.html").read_text()
+    assert "found a complete one" in fedkd_("resume", str(folder)).stderr
+
+
+def test_whoever_is_at_the_clients_alone_is_waited_for(here, fedkd_):
+    fedkd_("run", "tiny.toml", "--set", "alone=true")
+    folder = here / "runs" / "tiny"
+    for name in ("report.html", "gains.json", "alone/summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "alone" / "checkpoints")
+    with locked(folder / "alone"):
+        done = fedkd_("resume", str(folder))
+    assert done.returncode == 2
+    assert "alone: expected a run that nobody else works on" in done.stderr
+    assert (folder / "alone" / "rounds.jsonl").exists()
+
+
+def test_a_damaged_summary_is_named(here, fedkd_):
+    fedkd_("run", "tiny.toml")
+    folder = here / "runs" / "tiny"
+    (folder / "report.html").unlink()
+    (folder / "summary.json").write_text('{"half')
+    done = fedkd_("resume", str(folder))
+    assert done.returncode == 2
+    assert "summary.json: expected the summary of a run, but: " in done.stderr
+    (folder / "summary.json").unlink()
+    assert fedkd_("resume", str(folder)).returncode == 0
+
+
+@pytest.mark.parametrize("out", ["a" * 300, "a" * 300 + "/b"])
+def test_a_folder_that_cannot_be_is_a_mistake(here, fedkd_, out):
+    for command in (["run", "tiny.toml", "--out", out], ["resume", out]):
+        done = fedkd_(*command)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_resume_ends_like_a_run_that_was_not_cut_off(here, fedkd_, cut_off):
@@ -280,7 +345,7 @@ def test_results_that_cannot_be_written_are_said_in_one_line(here, fedkd_, monke
     monkeypatch.setattr("fedkd.app.run_folder.write_atomically", fails)
     done = fedkd_("run", "tiny.toml")
     assert done.returncode == 1
-    assert "expected a file that can be written, but: [Errno 28] No space left on device; make room." in done.stderr
+    assert "expected what can be written, but: [Errno 28] No space left on device; make room." in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "continue with: fedkd resume runs/tiny"
 

@@ -7,6 +7,7 @@ import pytest
 from fedkd.compare import Comparison, compare, flatten
 from fedkd.config import Experiment
 from fedkd.errors import RunError, UserError
+from fedkd.gains import write_csv
 
 TINY = Experiment().changed(**{"rounds": 1, "train.local_epochs": 1, "federation.architectures": ["mlp"]})
 
@@ -70,11 +71,14 @@ def test_a_run_that_fails_does_not_cost_the_others(tmp_path):
 
 def test_a_summary_becomes_flat():
     summary = {"strategy": "x", "metrics": {"clients_global": {"accuracy": 0.5}, "server_global": None}}
-    assert flatten(summary) == {"strategy": "x", "clients_global.accuracy": 0.5, "took_no_part": 0}
-    assert flatten({**summary, "took_no_part": ["client-1: no data", "2 more"]})["took_no_part"] == 2
+    assert flatten(summary) == {"strategy": "x", "clients_global.accuracy": 0.5, "took_no_part": ""}
+    assert (
+        flatten({**summary, "took_no_part": ["client-1: no data", "2 more"]})["took_no_part"]
+        == "client-1: no data; 2 more"
+    )
 
 
-def test_clients_that_take_no_part_are_counted(tmp_path, monkeypatch):
+def test_who_took_no_part_is_told_beside_the_numbers(tmp_path, monkeypatch):
     (tmp_path / "strategies").mkdir()
     (tmp_path / "strategies" / "failing.py").write_text(
         "from fedkd.strategy import MethodCard, Strategy\n"
@@ -89,7 +93,22 @@ def test_clients_that_take_no_part_are_counted(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     comparison = compare(TINY, ["local", "failing"], [0, 1], tmp_path / "out", lambda record: None)
-    assert [row["took_no_part.mean"] for row in comparison.rows] == [0, 1]
+    assert not any(key.startswith("took_no_part") for row in comparison.rows for key in row)
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        told = [row["took_no_part"] for row in csv.DictReader(file)]
+    assert told == ["", "", *["client-3: LookupError: lost its data"] * 2]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    compare(TINY, ["local"], [0], tmp_path / "out", lambda record: None)
+    before = (tmp_path / "out" / "runs.csv").read_bytes()
+    monkeypatch.setattr("fedkd.app.run_folder.write_atomically", full)
+    with pytest.raises(RunError, match=r"runs.csv: expected what can be written, but: .*; make room"):
+        write_csv(tmp_path / "out" / "runs.csv", [{"strategy": "x"}])
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == before
 
 
 def test_with_the_clients_alone_every_run_says_what_each_view_gains(tmp_path):

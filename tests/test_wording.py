@@ -1,6 +1,10 @@
 """What machines say, put into words for people."""
 
 from traceback import format_exception
+from typing import Any
+
+import pytest
+import torch
 
 from fedkd.learner.executor import one_by_one
 from fedkd.learner.requests import Ask
@@ -56,7 +60,9 @@ def test_a_traceback_begins_with_the_users_own_frame() -> None:
     assert "executor.py" in "".join(format_exception(error))
 
 
-def test_a_traceback_of_ours_alone_is_shown_whole() -> None:
-    [error] = one_by_one([None])  # type: ignore[list-item]
+@pytest.mark.parametrize("program", [None, torch.no_grad()(None)])
+def test_a_traceback_of_ours_and_of_libraries_is_shown_whole(program: Any) -> None:
+    [error] = one_by_one([program])
     assert isinstance(error, Exception)
     assert traceback_of(error) == "".join(format_exception(error))
+    assert "executor.py" in traceback_of(error)

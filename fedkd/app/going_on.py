@@ -30,7 +30,7 @@ from fedkd.errors import UserError
 from fedkd.strategy.registry import complete
 from fedkd.wording import where_they_differ
 
-DECISIVE = ("experiment", "code", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
+DECISIVE = ("code", "experiment", "data", "public_set", "versions.torch", "versions.numpy", "cpu_capability")
 """What decides the bits and must be as it was, as keys of the manifest, in the order in which they are compared."""
 
 
@@ -84,6 +84,7 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
         UserError: names the first that differs.
     """
     file = path / MANIFEST
+    expect_same_settings(path, experiment, remedy)
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,17 +92,38 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
     now = manifest(experiment)
     for key in DECISIVE:
         then, found = _value(before, key), _value(now, key)
+        if then != found and key == "experiment" and then is not None:  # the file itself has been changed
+            what = f"{path / EXPERIMENT}: expected the settings that the run began with, found others"
+            raise UserError(f"{what}; undo what was changed there, or {remedy}.")
         if then != found:
-            where, restore = f"{file}: {key}", "restore it"
-            if key == "experiment" and then is not None:
-                setting = _setting_that_differs(path, experiment)
-                if setting is None:  # the file that it is compared with has itself been changed
-                    what = f"{path / EXPERIMENT}: expected the settings that the run began with, found others"
-                    raise UserError(f"{what}; undo what was changed there, or {remedy}.")
-                (where, then, found), restore = setting, "set it so"
-            begun, given = where_they_differ(repr(then), repr(found))
-            what = f"{where}: expected what the run began with, {begun}, found {given}"
-            raise UserError(f"{what}; {restore}, or {remedy}.")
+            raise _other(f"{file}: {key}", then, found, f"restore it, or {remedy}")
+
+
+def expect_same_settings(path: Path, experiment: Experiment, remedy: str) -> None:
+    """Refuse an experiment if a setting that decides the bits is another one than in a run's folder.
+
+    Args:
+        path: the run folder.
+        experiment: what is to be run now.
+        remedy: what else to do about it than to set it as it was.
+
+    Raises:
+        UserError: names the first that differs.
+    """
+    try:
+        then = decisive_settings(config.load(path / EXPERIMENT, []))
+    except UserError:
+        return  # what is compared next says it better
+    now = decisive_settings(experiment)
+    for key in {**then, **now}:
+        if then.get(key) != now.get(key):
+            where = f"{path / EXPERIMENT}: {key}"
+            raise _other(where, then.get(key), now.get(key), f"set it so, or {remedy}")
+
+
+def _other(where: str, then: object, now: object, remedy: str) -> UserError:
+    begun, given = where_they_differ(repr(then), repr(now))
+    return UserError(f"{where}: expected what the run began with, {begun}, found {given}; {remedy}.")
 
 
 def read_records(path: Path, last: RoundRecord) -> list[RoundRecord]:
@@ -140,17 +162,6 @@ def _forget_hardly_begun(path: Path, experiment: Experiment) -> None:
     if not file.exists() or file.read_bytes() == complete(experiment).to_toml().encode():
         for entry in ours:
             entry.unlink()
-
-
-def _setting_that_differs(path: Path, experiment: Experiment) -> tuple[str, object, object] | None:
-    """Return the first setting that is another one than in a run's folder, and decides: where, then and now."""
-    try:
-        then = decisive_settings(config.load(path / EXPERIMENT, []))
-    except UserError:
-        return None
-    now = decisive_settings(experiment)
-    keys = (key for key in {**then, **now} if then.get(key) != now.get(key))
-    return next(((f"{path / EXPERIMENT}: {key}", then.get(key), now.get(key)) for key in keys), None)
 
 
 def _value(values: Any, dotted: str) -> Any:  # noqa: ANN401 - JSON

@@ -1,5 +1,6 @@
 """The folder that every run leaves: complete enough to run it again; no crash loses a finished round."""
 
+import errno
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ FLOWER_LOG = "flower.log"
 EXPERIMENT, MANIFEST, SUMMARY, REPORT = "experiment.toml", "manifest.json", "summary.json", "report.html"
 ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
 _INDECISIVE = {
-    "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every"},
+    "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every", "cohort_size"},
     "federation": {"min_clients"},
 }
 LIBRARIES = ("torch", "torchvision", "flwr", "ray", "numpy", "scikit-learn", "flwr-datasets")
@@ -64,13 +65,14 @@ class RunFolder:
             rounds: number of rounds that stay, byte for byte.
         """
         folder = cls.of(path)
-        for half in path.rglob(".*.tmp"):
-            if half.is_file():
-                half.unlink()
-        content = (path / ROUNDS).read_bytes() if (path / ROUNDS).exists() else b""
+        with _written_or_told(path):
+            for half in path.rglob(".*.tmp"):
+                if half.is_file():
+                    half.unlink()
+            content = (path / ROUNDS).read_bytes() if (path / ROUNDS).exists() else b""
         kept = b"".join(content.splitlines(keepends=True)[:rounds])
         if kept != content:
-            write_atomically(path / ROUNDS, kept)
+            write_file(path / ROUNDS, kept)
         return folder
 
     @classmethod
@@ -125,19 +127,28 @@ class RunFolder:
         self._write(SUMMARY, _pretty(run.summary))
 
     def _write(self, name: str, content: str | bytes) -> None:
-        path = self.path / name
-        with _written_or_told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content.encode() if isinstance(content, str) else content)
+        write_file(self.path / name, content)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of results, whole or not at all; its folder is made.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    with _written_or_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def _written_or_told(path: Path) -> Iterator[None]:
-    """Say in one line that a file cannot be written, as on a full disk: the checkpoints are still there."""
+    """Say in one line that something cannot be written, as on a full disk: the checkpoints are still there."""
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: expected a file that can be written, but: {error}; make room.") from error
+        remedy = "make room" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "let it be written"
+        raise RunError(f"{path}: expected what can be written, but: {error}; {remedy}.") from error
 
 
 def claim(path: Path, besides: Collection[str] = ()) -> None:
@@ -153,6 +164,8 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         found = sorted(file.name for file in path.iterdir() if file.name not in besides)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written into it", str(path))
     except OSError as error:
         raise UserError(f"{path}: expected a folder that can be made, but: {error}; choose another one.") from error
     if found:
@@ -190,7 +203,7 @@ def made_and_locked(path: Path) -> Iterator[None]:
     """Make a folder if it can be made, and lock it before anything is read or written there (see :func:`locked`)."""
     with suppress(OSError):  # who writes into it says so better
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path) if path.is_dir() else nullcontext():
+    with locked(path) if os.path.isdir(path) else nullcontext():  # not is_dir, which fails for a name too long
         yield
 
 

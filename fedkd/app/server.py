@@ -205,17 +205,21 @@ class ServerSide:
 
         def usable() -> Iterator[Reply[Any]]:
             asked = [key for key in self._drawn if key not in failed]
-            arrivals = self.claims(TRAIN, messages, _noted(replies, broken), read, failed)
-            yield from (reply for reply in in_order(asked, arrivals) if reply is not None)
-            if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
-                broken.append(RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed)))
-                raise broken[-1]
+            try:
+                arrivals = self.claims(TRAIN, messages, replies, read, failed)
+                yield from (reply for reply in in_order(asked, arrivals) if reply is not None)
+                if len(accepted) < min(self._fewest_replies, len(accepted) + len(failed)):
+                    raise RunError(too_few(self.server.round, len(accepted), self._fewest_replies, failed))
+            except Exception as error:
+                broken.append(error)
+                raise
 
         broken: list[Exception] = []
         try:
             with self.server_half("collect"):
                 coming = usable()
                 collected = self.strategy.collect(self.server, coming)
+                collected = list(collected) if isinstance(collected, Iterator) else collected
                 deque(coming, maxlen=0)  # also what the method left unread is checked and counted
         except RunError:
             if not broken:
@@ -378,12 +382,3 @@ def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message)
     if knowledge is not None:
         kind = type(knowledge).__name__
         total[kind] = total.get(kind, 0) + payload_bytes(message.content)
-
-
-def _noted(replies: Iterable[Message], broken: list[Exception]) -> Iterator[Message]:
-    """Yield replies; note what keeps them from coming."""
-    try:
-        yield from replies
-    except Exception as error:
-        broken.append(error)
-        raise

@@ -5,6 +5,7 @@ comes back through the run's log (see :mod:`fedkd.app.announce`).
 """
 
 import json
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 
 from fedkd.app.announce import announced, announcements, is_announcement
 from fedkd.app.history import RoundRecord
-from fedkd.app.run_folder import CLIENTS, EXPERIMENT, FLOWER_LOG, ROUNDS, claim
+from fedkd.app.run_folder import CLIENTS, EXPERIMENT, FLOWER_LOG, ROUNDS, claim, write_file
 from fedkd.config import Experiment
 from fedkd.deploy.transport import check_transport, parse_address
 from fedkd.engine.bundle import write_app_elsewhere
@@ -110,7 +111,7 @@ def run(
     """
     check_deployable(experiment)
     claim(out)
-    (out / EXPERIMENT).write_text(complete(experiment).to_toml(), encoding="utf-8")
+    write_file(out / EXPERIMENT, complete(experiment).to_toml())
     log = out / FLOWER_LOG
     told = _Told(log, on_round, on_told)
     try:
@@ -141,10 +142,25 @@ def _follow(commands: Commands, app: Path, on_poll: Callable[[], None]) -> None:
     run_id = ""
     try:
         with interrupts_wait():
-            run_id = commands.submit(app)
+            run_id = _submitted(commands, app)
         commands.watch(run_id, patience=PATIENCE, on_poll=on_poll)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(_stopped(commands, run_id) if run_id else "no run was started")
+        raise
+
+
+def _submitted(commands: Commands, app: Path) -> str:
+    """Submit an app; return the number of its run.
+
+    Raises:
+        LostSightError: nobody answers, and the SuperLink may have started it.
+        RunError: it is refused.
+    """
+    try:
+        return commands.submit(app)
+    except RunError as error:
+        if isinstance(error.__cause__, subprocess.TimeoutExpired):
+            raise LostSightError(f"{error}; the SuperLink may have started the run all the same") from None
         raise
 
 
@@ -224,10 +240,10 @@ def _keep(said: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
     for name, kind in ((ROUNDS, "round"), (CLIENTS, "client")):
         lines = dict.fromkeys(json.dumps(values) + "\n" for values in said.get(kind, []))
         if lines:
-            (out / name).write_text("".join(lines), encoding="utf-8")
+            write_file(out / name, "".join(lines))
     for kind in ("manifest", *(["summary"] if said.keys() >= _END else [])):
         for values in said.get(kind, [])[-1:]:
-            (out / f"{kind}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_file(out / f"{kind}.json", json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager

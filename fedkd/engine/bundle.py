@@ -139,7 +139,11 @@ def _folder(out: Path | None) -> Iterator[Path]:
     try:
         yield temporary
     except RunError:  # names the log, which is all that stays
-        shutil.rmtree(temporary / "states", ignore_errors=True)
+        for path in temporary.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != FLOWER_LOG:
+                path.unlink()
         raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -94,9 +94,9 @@ class Commands:
             process = self.start(["flwr", *command, "--format", "json"], output)
             try:
                 process.wait(ANSWER_SECONDS)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired as error:
                 process.kill()
-                raise RunError(f"`flwr {command[0]}` did not answer within {ANSWER_SECONDS:g} s") from None
+                raise RunError(f"`flwr {command[0]}` did not answer within {ANSWER_SECONDS:g} s") from error
             output.seek(0)
             text = without_colours(output.read().decode(errors="replace"))
         try:

@@ -1,6 +1,7 @@
 """Go on with a run that was cut off, from its last whole checkpoint to the end that it would have had."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from fedkd import config
 from fedkd.app.checkpoint import Checkpoint, read_newest
-from fedkd.app.going_on import expect_unchanged, read_records
+from fedkd.app.going_on import expect_same_settings, expect_unchanged, read_records
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import OnRound, Start
 from fedkd.app.run_folder import (
@@ -47,12 +48,25 @@ class CutOff:
     records: list[RoundRecord]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run whose rounds are done, though not all that follows them: the clients alone, or the report.
+
+    Attributes:
+        experiment: what it ran.
+        summary: as in its ``summary.json``.
+    """
+
+    experiment: Experiment
+    summary: dict[str, Any]
+
+
 Overrides = Mapping[str, Any] | Sequence[str]
 """Settings that differ from the run's file: dotted keys with values, or ``key=value`` texts."""
 
 
 def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = lambda record: None) -> Result:
-    """Go on with a run that was cut off; the end is, bit for bit, that of a run which was not.
+    """Go on with the rounds of a run that was cut off; the end is, bit for bit, that of a run which was not.
 
     Only times differ: the summary's seconds are those of the earlier rounds and of this process.
 
@@ -66,19 +80,13 @@ def resume(path: Path | str, *, workers: int | None = None, on_round: OnRound = 
         RunError: the run could not go on.
     """
     with opened(Path(path), {} if workers is None else {"engine.workers": workers}) as run:
+        if isinstance(run, Finished):
+            raise _complete(Path(path))
         return go_on(run, on_round)
 
 
-def unreported(path: Path) -> dict[str, Any] | None:
-    """Return the summary of a run that is complete but for its report; None of any other."""
-    if not (path / SUMMARY).is_file() or (path / REPORT).exists():
-        return None
-    summary: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    return summary
-
-
 @contextmanager
-def opened(path: Path, overrides: Overrides = ()) -> Iterator[CutOff]:
+def opened(path: Path, overrides: Overrides = ()) -> Iterator[CutOff | Finished]:
     """Read a run that was cut off, and keep everybody else from going on with it meanwhile (see :func:`resume`).
 
     Args:
@@ -87,20 +95,33 @@ def opened(path: Path, overrides: Overrides = ()) -> Iterator[CutOff]:
     """
     _expect_file(path, EXPERIMENT)
     with locked(path):
-        yield read_cut_off(path, overrides)
+        yield _read_finished(path, overrides) if (path / SUMMARY).exists() else read_cut_off(path, overrides)
+
+
+def _read_finished(path: Path, overrides: Overrides) -> Finished:
+    file = path / SUMMARY
+    if (path / REPORT).exists():
+        raise _complete(path)
+    if overrides:
+        found = "found one whose rounds are done, in which no setting is used any more"
+        raise UserError(f"{path}: expected a run that was cut off, {found}; leave the settings out.")
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: expected the summary of a run, but: {error}; delete it, and go on again.") from error
+    return Finished(config.load(path / EXPERIMENT), summary)
 
 
 def read_cut_off(path: Path, overrides: Overrides = ()) -> CutOff:
-    """Read a run that was cut off; nothing is changed (see :func:`opened`)."""
-    _expect_file(path, EXPERIMENT)
-    if (path / SUMMARY).exists():
-        raise UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
-    experiment = config.load(path / EXPERIMENT, overrides)
-    if experiment.engine.name == "flower":
+    """Read a run that was cut off, while somebody may still be at it; nothing is changed (see :func:`opened`)."""
+    begun = config.load(path / EXPERIMENT)
+    if begun.engine.name == "flower":
         raise UserError(f"{path}: expected a run on our own engine, found one on Flower's; start it again.")
-    if experiment.federation.partition == "own":
+    if begun.federation.partition == "own":
         raise _of_deployment(path)
     _expect_file(path, MANIFEST)
+    experiment = config.load(path / EXPERIMENT, overrides)
+    expect_same_settings(path, experiment, "start the run again")
     check(experiment)
     expect_unchanged(path, experiment, "start the run again")
     checkpoint = read_newest(path / CHECKPOINTS)
@@ -112,7 +133,7 @@ def read_cut_off(path: Path, overrides: Overrides = ()) -> CutOff:
 
 
 def go_on(run: CutOff, on_round: OnRound = lambda record: None) -> Result:
-    """Go on with a run that nobody else can go on with (see :func:`opened`)."""
+    """Go on, once, with a run that nobody else can go on with (see :func:`opened`)."""
     start = Start(run.checkpoint.snapshot, run.records)
     return carry_out(run.experiment, _reopened(run), on_round, start, run.checkpoint.states)
 
@@ -122,8 +143,12 @@ def _reopened(run: CutOff) -> Iterator[RunFolder]:
     yield RunFolder.reopen(run.path, len(run.records))
 
 
+def _complete(path: Path) -> UserError:
+    return UserError(f"{path}: expected a run that was cut off, found a complete one; look at its report.html.")
+
+
 def _expect_file(path: Path, name: str) -> None:
-    if not (path / name).is_file():
+    if not os.path.isfile(path / name):  # not is_file, which fails for a name too long
         raise UserError(f"{path}: expected the folder of a run, found no {name} in it; check the path.")
 
 

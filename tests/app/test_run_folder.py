@@ -230,6 +230,13 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
     assert path.read_text(encoding="utf-8") == "mine"
 
 
+def test_a_folder_into_which_nothing_can_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedkd.app.run_folder.os.access", lambda path, mode: False)  # the super-user may always
+
+    with pytest.raises(UserError, match=r"but: .*nothing can be written into it.*; choose another one"):
+        RunFolder(tmp_path, FEDMD)
+
+
 def test_an_experiment_that_cannot_run_leaves_no_folder(tmp_path: Path) -> None:
     for wrong in ({"strategy": "fedmb"}, {"data.public": 0}, {"strategy": "public_only"}, {"federation.views": ("x",)}):
         with pytest.raises(UserError):

@@ -146,6 +146,30 @@ def test_a_strategy_cannot_hide_that_the_grid_broke_or_that_too_few_replied(
     with pytest.raises(RunError, match="no client sent a usable reply"):
         side.take_replies(messages, [])
 
+    def full(key: str, round_: int) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(side.arrivals, "_on_counted", full)
+    messages = side.train_messages(2)
+    with pytest.raises(OSError, match="the disk is full"):
+        side.take_replies(messages, grid.send_and_receive(messages))
+
+
+def test_a_method_may_collect_lazily(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[list[str]] = []
+
+    def lazy(self: Strategy, server: Server, replies: Iterable[Any]) -> Iterator[str]:
+        return (reply.client.key for reply in replies)
+
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    monkeypatch.setattr(type(side.strategy), "collect", lazy)
+    monkeypatch.setattr(type(side.strategy), "server_round", lambda self, server, keys: collected.append(list(keys)))
+    messages = side.train_messages(1)
+    side.take_replies(messages, grid.send_and_receive(messages))
+
+    assert collected == [sorted(side.roster)]
+
 
 def test_what_a_method_draws_while_it_collects_does_not_depend_on_the_grid(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch

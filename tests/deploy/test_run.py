@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 import tomllib
 from pathlib import Path
@@ -140,6 +141,22 @@ def test_a_run_out_of_sight_is_left_alone_and_the_operator_told_what_to_do(flowe
     assert "\n" not in str(lost.value)
     assert made[0].patience >= 60, "minutes, not seconds"
     assert made[0].asked == [], "it may go on: nothing stops it"
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"), [(subprocess.TimeoutExpired("flwr", 300), LostSightError), (OSError(), RunError)]
+)
+def test_a_superlink_that_does_not_answer_may_have_started_the_run(flower, tmp_path, cause, expected):
+    class Silent(Flower):
+        def submit(self, app):
+            raise RunError("`flwr run` did not answer") from cause
+
+    flower(Silent)
+
+    with pytest.raises(expected) as lost:
+        deployed.run(OWN, connection(), tmp_path / "out", "there/run")
+
+    assert ("may have started the run all the same; when" in str(lost.value)) == (expected is LostSightError)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("no teacher"), LostSightError("of run 17"), OSError()])

@@ -227,7 +227,9 @@ def test_a_flower_run_without_a_result_is_an_error(
 
 def test_without_a_folder_the_log_of_a_failed_run_stays(flower: Callable[[Callable[..., None]], None]) -> None:
     def fails(app: Path, **options: Any) -> None:
-        (options["log"].parent / "states").mkdir()
+        for name in ("states", "checkpoints", "models"):
+            (options["log"].parent / name).mkdir()
+        (options["log"].parent / "experiment.toml").touch()
         options["log"].write_text("the log", encoding="utf-8")
 
     flower(fails)

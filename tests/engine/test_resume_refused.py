@@ -10,7 +10,7 @@ from fedkd.app import going_on as module
 from fedkd.app.history import RoundRecord
 from fedkd.app.run_folder import locked, read_lines
 from fedkd.config import Experiment
-from fedkd.engine.resume import go_on, opened, read_cut_off, resume
+from fedkd.engine.resume import CutOff, go_on, opened, read_cut_off, resume
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
 from tests.engine.cutting import SMALL, cut_off, left
@@ -110,6 +110,16 @@ def test_an_experiment_that_was_edited_is_refused(folder: Path, change: str) -> 
         resume(folder)
 
 
+@pytest.mark.parametrize("change", ["seed=7", "federation.partition=own", "engine.name=flower", "strategy=local"])
+def test_a_setting_that_is_given_and_decides_is_named(folder: Path, change: str) -> None:
+    key = change.partition("=")[0]
+    with (
+        pytest.raises(UserError, match=rf"experiment.toml: {key}: expected what the run began with, .*; set it so, or"),
+        opened(folder, [change]),
+    ):
+        pass
+
+
 def test_where_it_runs_may_change(folder: Path) -> None:
     path = folder / "experiment.toml"
     text = path.read_text(encoding="utf-8").replace("timeout = 3600.0", "timeout = 60.0")
@@ -165,6 +175,7 @@ def test_nobody_goes_on_with_what_another_has_begun_to_read(folder: Path) -> Non
     with opened(folder) as run:
         with pytest.raises(UserError, match="nobody else works on"):
             resume(folder)
+        assert isinstance(run, CutOff)
         assert run.checkpoint.states
         assert go_on(run).summary["rounds"] == 2
         assert run.checkpoint.states == {}, "only the grid keeps the clients' states"

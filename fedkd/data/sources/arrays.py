@@ -30,7 +30,7 @@ def open_npz(path: Path) -> dict[str, Array]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-    except (*READ_ERRORS, TypeError) as error:  # TypeError: a lone array (.npy) under this name
+    except READ_ERRORS as error:
         raise unreadable(path, "an .npz file of plain arrays", error) from error
 
 
