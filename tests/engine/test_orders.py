@@ -90,7 +90,9 @@ def test_neither_workers_nor_orders_nor_restarts_show(
         def opened(asked: Experiment) -> Iterator[SimulationGrid[Any]]:
             grid = grids[asked.engine.workers]
             grid._states = MemoryStates()  # as a grid that was just opened
-            yield grid
+            with monkeypatch.context() as patch:
+                patch.setattr(grid, "dismiss_workers", lambda: None)  # there are further runs for them
+                yield grid
 
         monkeypatch.setattr(simulate_module, "open_grid", opened)
         for number, (before, after) in enumerate(list(product(WORKERS, WORKERS)) * TIMES):
