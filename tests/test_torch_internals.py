@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedkd.torch_internals import batch_size, batched, is_batched, is_transformed, with_batch_at
+from fedkd.torch_internals import (
+    batch_size,
+    batched,
+    is_batched,
+    is_transformed,
+    unwrapped,
+    with_batch_at,
+)
 
 GIVEN = torch.arange(24.0).reshape(2, 3, 4)
 
@@ -50,3 +57,22 @@ def test_transforms_are_noticed() -> None:
     for function in (vmap(square), vmap(grad(square)), square):
         function(torch.ones(3))
     assert marks == [True, True, False]
+
+
+def test_a_batch_is_the_innermost_ones_and_can_be_taken_out_of_all() -> None:
+    seen: list[bool] = []
+
+    def outer(x: Tensor) -> Tensor:
+        def inner(y: Tensor) -> Tensor:
+            seen.extend([is_batched(x), is_batched(y), is_batched(x * y)])
+            assert torch.equal(unwrapped(y), given)
+            assert sorted(unwrapped(x * y).shape) == [2, 3, 4]
+            return x * y
+
+        assert is_batched(x)
+        return vmap(inner)(given)
+
+    given = torch.ones(3, 4)
+    vmap(outer)(torch.ones(2, 4))
+
+    assert seen == [False, True, True]
