@@ -143,13 +143,14 @@ def compare(
             RoundProgress(shown, experiment.rounds * len(numbers)) as progress,
         ):
             comparison = run_all(experiment, names, numbers, folder, progress.advance)
-    if as_json:
-        typer.echo(json.dumps(comparison.to_json()))
-        return
-    _print(comparison_table(comparison))
-    if comparison.gained:
-        _print(mean_gains_table(comparison.gains))
-    typer.echo(f"table  {folder / 'comparison.csv'}\nruns   {folder / 'runs.csv'}")
+    with _results_in(folder):
+        if as_json:
+            typer.echo(json.dumps(comparison.to_json()))
+            return
+        _print(comparison_table(comparison))
+        if comparison.gained:
+            _print(mean_gains_table(comparison.gains))
+        typer.echo(f"table  {folder / 'comparison.csv'}\nruns   {folder / 'runs.csv'}")
 
 
 @app.command(name="list")
@@ -241,15 +242,30 @@ def _report(folder: Path) -> Path:
 def _show(summary: Mapping[str, Any], report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
     from fedkd.tables import gains_table, outside_line, run_table
 
-    if as_json:
-        typer.echo(json.dumps({**summary, "gains": gained} if gained else summary))
-        return
-    _print(run_table(summary))
-    if outside := outside_line(summary):
-        typer.echo(outside)
-    if gained:
-        _print(gains_table(summary["strategy"], gained))
-    typer.echo(f"digest  {summary['digest']}\nreport  {report}")
+    with _results_in(report.parent):
+        if as_json:
+            typer.echo(json.dumps({**summary, "gains": gained} if gained else summary))
+            return
+        _print(run_table(summary))
+        if outside := outside_line(summary):
+            typer.echo(outside)
+        if gained:
+            _print(gains_table(summary["strategy"], gained))
+        typer.echo(f"digest  {summary['digest']}\nreport  {report}")
+
+
+@contextmanager
+def _results_in(folder: Path) -> Iterator[None]:
+    """Say where the results are if they cannot be printed.
+
+    Raises:
+        RunError: standard output is full, or nobody reads it any more.
+    """
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)  # what is still to be written there
+        raise RunError(f"the results cannot be printed ({error.strerror}); they are in {folder}") from error
 
 
 @contextmanager

@@ -88,7 +88,10 @@ class FederationSettings(Section):
     classes_per_client: int = Field(2, ge=1, description="classes per client of the pathological partition")
     min_samples: int = Field(10, ge=0, description="smallest shard that the partition may deal out")
     architectures: tuple[str, ...] = Field(
-        ("cnn",), min_length=1, strict=False, description="dealt to the clients in turn"
+        ("cnn",),
+        min_length=1,
+        strict=False,
+        description="names, or object references package.module:function, dealt to the clients in turn",
     )
     views: tuple[str, ...] = Field(
         ("image",), min_length=1, strict=False, description="dealt to the clients in turn; image+audio joins two views"

@@ -23,7 +23,7 @@ class LostSightError(RunError):
     """A run of which nobody answers any more, and which may go on; the command line exits with code 3."""
 
 
-def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+def unknown(what: str, name: str, known: Iterable[str], where: str = "", own: str = "") -> UserError:
     """Build the error for a name that does not exist, with the nearest names that do.
 
     Args:
@@ -31,6 +31,7 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> User
         name: the name that was given.
         known: the names that exist.
         where: file or key that held the name; empty if there is none.
+        own: how something of the user's own is named; empty if there is no such thing.
 
     Returns:
         The error, to be raised by the caller.
@@ -46,4 +47,5 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> User
     ]
     hint = f"did you mean {close[0]!r}? " if close else ""
     place = f"{where}: " if where else ""
-    return UserError(f"{place}unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}.")
+    instead = f"; your own: {own}" if own else ""
+    return UserError(f"{place}unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}{instead}.")

@@ -12,17 +12,25 @@ from typing import Any
 
 from fedkd.app.checkpoint import generations
 from fedkd.app.loop import OnRound
-from fedkd.app.run_folder import CHECKPOINTS, CLIENTS, ROUNDS, SUMMARY, locked, read_lines, write_file
+from fedkd.app.run_folder import (
+    ALONE,
+    CHECKPOINTS,
+    CLIENTS,
+    GAINS,
+    ROUNDS,
+    SUMMARY,
+    locked,
+    other_settings,
+    read_lines,
+    write_file,
+)
 from fedkd.config import Experiment
-from fedkd.engine.resume import resume
+from fedkd.engine.resume import CutOff, go_on, opened
 from fedkd.engine.simulate import simulate
 from fedkd.errors import UserError
 from fedkd.learner.requests import steps_of
 from fedkd.metrics import summarise
 
-ALONE = "alone"
-"""Name of the run folder of the clients alone, inside that of the run."""
-GAINS = "gains.json"
 BASELINE = "local"
 CONFIDENCE = 0.95
 MEASURED = ("clients", "missing", "alone", "together", "gain")
@@ -60,7 +68,9 @@ def _trained_alone(experiment: Experiment, folder: Path, on_round: OnRound) -> S
     if (folder / SUMMARY).is_file():
         return read_lines(folder / CLIENTS)
     if experiment.engine.name == "local" and generations(folder / CHECKPOINTS):
-        return resume(folder, on_round=on_round).clients
+        with opened(folder, other_settings(experiment)) as run:
+            assert isinstance(run, CutOff)  # noqa: S101 - said to the type checker
+            return go_on(run, on_round).clients
     if folder.is_dir():  # whoever began had not come to a checkpoint
         with locked(folder):
             shutil.rmtree(folder)

@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fedkd.app.run_folder import CLIENTS, EXPERIMENT, MANIFEST, REPORT, ROUNDS, SUMMARY
+from fedkd.app.run_folder import ALONE, CLIENTS, EXPERIMENT, GAINS, MANIFEST, REPORT, ROUNDS, SUMMARY
 from fedkd.app.state import write_atomically
 from fedkd.errors import RunError, UserError
-from fedkd.gains import ALONE, GAINS
 from fedkd.report_template import TEMPLATE
 
 Row: TypeAlias = dict[str, Any]  # one JSON object of the run's files

@@ -252,12 +252,16 @@ def test_resume_also_trains_the_clients_alone_from_wherever_that_was(here, fedkd
         (folder / "alone").mkdir()
         (folder / "alone" / "experiment.toml").touch()
 
-    refused = fedkd_("resume", str(folder), "--set", "engine.timeout=9")
-    done = fedkd_("resume", str(folder), "--json")
+    given = ["--set", "engine.timeout=9"]
+    refused = fedkd_("resume", str(folder), *(given if left == "all but the report" else ["--set", "seed=9"]))
+    done = fedkd_("resume", str(folder), "--json", *([] if left == "all but the report" else given))
 
     assert refused.returncode == 2
-    assert "whose rounds are done, in which no setting is used any more; leave the settings out" in refused.stderr
+    assert ("no setting is used" in refused.stderr) == (left == "all but the report")
+    assert ("seed: expected what the run began with, 0, found 9" in refused.stderr) == (left != "all but the report")
     assert done.returncode == 0, done.stderr
+    used = "timeout = 9.0" in (folder / "alone" / "experiment.toml").read_text()
+    assert used == (left in {"nothing", "a folder"}), "what is gone on with keeps its file"
     assert json.loads(done.stdout)["gains"] == whole["gains"] == json.loads((folder / "gains.json").read_text())
     assert "image@4" in (folder / "report.html").read_text()
     assert "found a complete one" in fedkd_("resume", str(folder)).stderr
@@ -401,3 +405,17 @@ def test_a_simulation_is_split_into_the_files_of_a_deployment(here, fedkd_):
     again = fedkd_("deploy", "split", "tiny.toml", "--out", "files")
     assert again.returncode == 2
     assert "files: expected a new or empty folder" in again.stderr
+
+
+# --- printing
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("command", [["run", "tiny.toml"], ["compare", "tiny.toml", "--strategies", "local"]])
+def test_results_that_cannot_be_printed_are_said_to_be_there(here, command, options):
+    asked = [sys.executable, "-m", "fedkd", *command, "--set", "rounds=1", "--out", "results", *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    last = "the run failed: the results cannot be printed (No space left on device); they are in results"
+    assert done.stderr.splitlines()[-1] == last

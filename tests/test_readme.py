@@ -31,6 +31,15 @@ def test_it_runs_by_its_name(own_strategy):
     assert 0 < metrics["clients_global"]["accuracy"] <= 1
 
 
+@pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
+def test_the_model_of_ones_own_runs(tmp_path, monkeypatch, plan):
+    (tmp_path / "mymodels.py").write_text(next(block for block in BLOCKS if "# mymodels.py" in block))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {**SMALL, "strategy": "fedmd", "federation.architectures": ["mymodels:small", "cnn"], "engine.plan": plan}
+    assert 'federation.architectures=["mymodels:small", "cnn"]' in README
+    assert fedkd.simulate(Experiment().changed(**changes)).metrics["clients_global"]["accuracy"] > 0.2
+
+
 @pytest.mark.ray
 def test_it_runs_on_ray_with_the_same_digest(own_strategy):
     digests = {fedkd.simulate(Experiment().changed(**SMALL, **{"engine.workers": n})).digest for n in (0, 1)}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd import config
 from fedkd.app.checkpoint import generations, read_newest
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import Start
@@ -83,20 +82,15 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
     Raises:
         UserError: names the first that differs.
     """
-    file = path / MANIFEST
     expect_same_settings(path, experiment, remedy)
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected the manifest of a run, but: {error}; restore it, or {remedy}.") from error
-    now = manifest(experiment)
+    before, now = _manifest(path, remedy), manifest(experiment)
     for key in DECISIVE:
         then, found = _value(before, key), _value(now, key)
-        if then != found and key == "experiment" and then is not None:  # the file itself has been changed
+        if then != found and key == "experiment" and then is not None:  # a setting that was not there before
             what = f"{path / EXPERIMENT}: expected the settings that the run began with, found others"
             raise UserError(f"{what}; undo what was changed there, or {remedy}.")
         if then != found:
-            raise _other(f"{file}: {key}", then, found, f"restore it, or {remedy}")
+            raise _other(f"{path / MANIFEST}: {key}", then, found, f"restore it, or {remedy}")
 
 
 def expect_same_settings(path: Path, experiment: Experiment, remedy: str) -> None:
@@ -110,15 +104,18 @@ def expect_same_settings(path: Path, experiment: Experiment, remedy: str) -> Non
     Raises:
         UserError: names the first that differs.
     """
+    then, now = _value(_manifest(path, remedy), "settings"), decisive_settings(experiment)
+    for key, value in then.items() if isinstance(then, dict) else ():
+        if now.get(key) != value:
+            raise _other(f"{path / EXPERIMENT}: {key}", value, now.get(key), f"set it so, or {remedy}")
+
+
+def _manifest(path: Path, remedy: str) -> Any:  # noqa: ANN401 - JSON
+    file = path / MANIFEST
     try:
-        then = decisive_settings(config.load(path / EXPERIMENT, []))
-    except UserError:
-        return  # what is compared next says it better
-    now = decisive_settings(experiment)
-    for key in {**then, **now}:
-        if then.get(key) != now.get(key):
-            where = f"{path / EXPERIMENT}: {key}"
-            raise _other(where, then.get(key), now.get(key), f"set it so, or {remedy}")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: expected the manifest of a run, but: {error}; restore it, or {remedy}.") from error
 
 
 def _other(where: str, then: object, now: object, remedy: str) -> UserError:

@@ -31,6 +31,8 @@ FLOWER_LOG = "flower.log"
 """What Flower said; it is there before its server writes anything."""
 EXPERIMENT, MANIFEST, SUMMARY, REPORT = "experiment.toml", "manifest.json", "summary.json", "report.html"
 ROUNDS, CLIENTS, CHECKPOINTS, RUN = "rounds.jsonl", "clients.jsonl", "checkpoints", "run-id"
+ALONE, GAINS = "alone", "gains.json"
+"""Where the clients have also been trained alone: the run folder of that, and what each view gains."""
 _INDECISIVE = {
     "engine": {"workers", "address", "gpus_per_worker", "timeout", "join_timeout", "checkpoint_every", "cohort_size"},
     "federation": {"min_clients"},
@@ -169,8 +171,10 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
     except OSError as error:
         raise UserError(f"{path}: expected a folder that can be made, but: {error}; choose another one.") from error
     if found:
-        what = "an earlier run" if {EXPERIMENT, FLOWER_LOG} & set(found) else ", ".join(found[:3])
-        raise UserError(f"{path}: expected a new or empty folder, found {what}; choose another one, or delete it.")
+        what, remedy = ", ".join(found[:3]), "choose another one"
+        if {EXPERIMENT, FLOWER_LOG} & set(found):
+            what, remedy = "an earlier run", f"{remedy}, or delete it"
+        raise UserError(f"{path}: expected a new or empty folder, found {what}; {remedy}.")
 
 
 @contextmanager
@@ -266,6 +270,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "fedkd": fedkd.__version__,
         "code": source_digest(find(experiment.strategy)),
         "experiment": experiment_digest(experiment),
+        "settings": decisive_settings(experiment),
         "seed": experiment.seed,
         "threads": experiment.engine.threads,
         "plan": experiment.engine.plan,
@@ -303,8 +308,13 @@ def experiment_digest(experiment: Experiment) -> str:
 
 
 def decisive_settings(experiment: Experiment) -> dict[str, Any]:
-    """Return what :func:`experiment_digest` is of, by dotted key."""
-    return dict(dotted(complete(experiment).model_dump(exclude=_INDECISIVE)))
+    """Return what :func:`experiment_digest` is of, as plain values by dotted key."""
+    return dict(dotted(complete(experiment).model_dump(mode="json", exclude=_INDECISIVE)))
+
+
+def other_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the other settings, likewise: they say where and how it is run."""
+    return dict(dotted(experiment.model_dump(mode="json", include=_INDECISIVE)))
 
 
 def _version(library: str) -> str | None:

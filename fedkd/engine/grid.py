@@ -13,7 +13,7 @@ from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
-from fedkd.learner.plan import plan
+from fedkd.learner.plan import plan, tell_of_unfit_models
 
 S = TypeVar("S")
 Unit = Sequence[tuple[Message, str]]
@@ -31,6 +31,7 @@ class SimulationGrid(Grid, Generic[S]):
         """Give every client of the experiment a node: numbers from 1, in the order of the keys."""
         self._experiment = experiment
         self._keys = dict(enumerate(build(experiment).holdings, start=1))
+        tell_of_unfit_models(experiment, self._keys.values())
         self._states: MemoryStates[S] = MemoryStates()
         self._replies: dict[str, Message] = {}
         self._numbers = count(1)

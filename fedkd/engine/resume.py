@@ -18,6 +18,7 @@ from fedkd.app.run_folder import (
     CHECKPOINTS,
     EXPERIMENT,
     FLOWER_LOG,
+    GAINS,
     MANIFEST,
     REPORT,
     ROUNDS,
@@ -102,14 +103,16 @@ def _read_finished(path: Path, overrides: Overrides) -> Finished:
     file = path / SUMMARY
     if (path / REPORT).exists():
         raise _complete(path)
-    if overrides:
-        found = "found one whose rounds are done, in which no setting is used any more"
+    experiment = config.load(path / EXPERIMENT, overrides)
+    if overrides and (not experiment.alone or (path / GAINS).exists()):
+        found = "found one that lacks but its report, for which no setting is used"
         raise UserError(f"{path}: expected a run that was cut off, {found}; leave the settings out.")
+    expect_same_settings(path, experiment, "start the run again")
     try:
         summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: expected the summary of a run, but: {error}; delete it, and go on again.") from error
-    return Finished(config.load(path / EXPERIMENT), summary)
+    return Finished(experiment, summary)
 
 
 def read_cut_off(path: Path, overrides: Overrides = ()) -> CutOff:

@@ -48,6 +48,9 @@ def simulate(
         >>> result.summary["rounds"]
         1
     """
+    if not isinstance(experiment, Experiment):
+        remedy = "fedkd.config.load reads one from a file"
+        raise UserError(f"simulate: expected an Experiment, found {type(experiment).__name__}; {remedy}.")
     check(experiment)
     path = None if out is None else Path(out)
     if experiment.engine.name == "flower":

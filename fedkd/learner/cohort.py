@@ -5,6 +5,7 @@ every client sees exactly the batches that it would see alone. A client's bits d
 cohort: a convolution's kernel is chosen by the total number of input channels, so small cohorts are filled up.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:
     """Train the models of K requests with equal keys together."""
     order = sorted(range(len(requests)), key=lambda k: -len(requests[k].samples))  # who still trains comes first
     cohort = _Cohort([requests[k] for k in order])
-    with expect_no_draws():
+    with expect_no_draws(), warnings.catch_warnings():
+        # Of how torch computes it, such as each client's LSTM after another: the plan has weighed that.
+        warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batch")
         for members, rows, steps in _phases(cohort.requests):
             cohort.step(members, rows, steps)
     trained = dict(zip(order, cohort.models(), strict=True))

@@ -6,6 +6,7 @@ its own until it asks; equal questions are then answered in one vectorised call,
 """
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,8 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
         return [error]
     if isinstance(requests[0], Fit):
         architectures = sorted({model.spec.architecture for model in requests[0].models.values()})
-        _tell(", ".join(architectures), f"{type(failure).__name__}: {failure}".strip().splitlines()[0])
+        said = re.split(r"\. |\n", f"{type(failure).__name__}: {failure}".strip())[0]  # torch goes on with advice
+        _tell(", ".join(architectures), said)
     return [answered]
 
 

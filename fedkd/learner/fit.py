@@ -93,12 +93,27 @@ def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
     with _bound(request, {**parameters, **buffers}) as trained:
         for step, rows in enumerate(schedule, start=1):
-            with _precision(request):
-                loss = request.objective({**trained, **teachers}, Batch(*batch_at(request, rows)), frozen)
+            loss = _loss(request, {**trained, **teachers}, Batch(*batch_at(request, rows)), frozen)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
             request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
         buffers = _buffers(trained)
     return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, buffers)
+
+
+def _loss(request: Fit, networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Return the objective of one batch.
+
+    Raises:
+        ValueError: it is something else than one number that depends on the models.
+    """
+    with _precision(request):
+        loss: object = request.objective(networks, batch, frozen)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    found = f"{type(loss).__name__} {loss!r:.40}"
+    if isinstance(loss, Tensor):
+        found = f"shape {tuple(loss.shape)}" if loss.numel() != 1 else "a tensor that does not: is it detached?"
+    raise ValueError(f"objective: expected one number, as a tensor that depends on the models, found {found}.")
 
 
 def _precision(request: Fit) -> AbstractContextManager[Any]:
@@ -188,8 +203,8 @@ def loss_of(
         teachers: tensors of the frozen models, by model name.
     """
     tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
-    with _bound(request, tensors) as trained, _precision(request):
-        loss = request.objective({**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
+    with _bound(request, tensors) as trained:
+        loss = _loss(request, {**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
         return loss, _buffers(trained)
 
 

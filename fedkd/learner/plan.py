@@ -3,6 +3,7 @@
 A pure function of the experiment: it never looks at the machine, so that a run's bits do not depend on it either.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -12,7 +13,9 @@ import torch
 
 from fedkd.config import Experiment
 from fedkd.data.federation import Federation, build
-from fedkd.learner.worth import vectorisable, worth_it
+from fedkd.learner.worth import unfit_part, vectorisable, worth_it
+
+LOG = logging.getLogger("fedkd")
 
 DEALT_TOGETHER = 256
 """Clients that are sorted by their samples: of more, too many replies would wait for their turn to be taken."""
@@ -71,6 +74,15 @@ def chunks_in_a_round(experiment: Experiment, keys: Iterable[str]) -> int:
     most = [min(clients, taking_part) for clients in members]
     chunks = [ceil(n / largest) if one.vectorised else n for n, one in zip(most, cohorts, strict=True)]
     return min(taking_part, sum(chunks))
+
+
+def tell_of_unfit_models(experiment: Experiment, keys: Iterable[str]) -> None:
+    """Warn where the plan ``cohorts`` cannot train clients together, because of what their students are made of."""
+    federation = build(experiment)
+    for cohort in plan(experiment, keys) if experiment.engine.plan == "cohorts" else ():
+        spec = federation.model_spec(cohort.architecture, cohort.view)
+        if part := unfit_part(spec, autocast=experiment.train.autocast):
+            LOG.warning("cohorts: clients with %s are trained one by one, since it has %s", cohort.architecture, part)
 
 
 def _alike(keys: list[str], federation: Federation, largest: int) -> Iterator[tuple[str, ...]]:

@@ -32,7 +32,5 @@ def gradients_of(
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         with own_rules():
             losses, buffers = vmap(loss)(leaves, *others)
-        if losses[0].numel() != 1:
-            raise ValueError(f"objective: expected one number for a batch, found shape {tuple(losses.shape[1:])}.")
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True)), {name: buffer.detach() for name, buffer in buffers.items()}

@@ -58,7 +58,12 @@ class _Multiplications(TorchDispatchMode):
 
 
 def vectorisable(spec: ModelSpec, *, autocast: bool = False) -> bool:
-    """Whether models of this architecture may be trained together.
+    """Whether models of this architecture may be trained together."""
+    return not unfit_part(spec, autocast=autocast)
+
+
+def unfit_part(spec: ModelSpec, *, autocast: bool = False) -> str:
+    """Return the kind of module for which models of this architecture cannot be trained together; nothing if they can.
 
     Dropout draws for the cohort, not for the client; and torch cannot vectorise BatchNorm over inputs in bfloat16.
     """
@@ -67,4 +72,4 @@ def vectorisable(spec: ModelSpec, *, autocast: bool = False) -> bool:
         unfit = (*unfit, nn.modules.batchnorm._BatchNorm)
     # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
     modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
-    return not any(isinstance(module, unfit) for module in modules)
+    return next((type(module).__name__ for module in modules if isinstance(module, unfit)), "")

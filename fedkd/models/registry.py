@@ -95,7 +95,8 @@ def build(spec: ModelSpec) -> Classifier:
     except Exception as error:
         if not own:
             raise
-        raise UserError(f"{_place(spec)} a torch.nn.Module, but: {_cause(error)}.") from error
+        what = "a function of (input_shape, feature_width) that returns a torch.nn.Module"
+        raise UserError(f"{_place(spec)} {what}, but: {_cause(error)}.") from error
     if own:
         _expect_features(features, spec)
     return Classifier(features, spec.feature_width, spec.classes)
@@ -154,7 +155,7 @@ def _find(architecture: str) -> Architecture:
     if ":" in architecture:
         return _imported(architecture)
     if architecture not in _ARCHITECTURES:
-        raise unknown("model", architecture, _ARCHITECTURES)
+        raise unknown("model", architecture, _ARCHITECTURES, own="package.module:function")
     return _ARCHITECTURES[architecture]
 
 

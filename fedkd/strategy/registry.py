@@ -66,7 +66,7 @@ def find(name: str) -> type[Strategy]:
             )
         return _finished(found)
     if name not in names():
-        raise unknown("strategy", name, names())
+        raise unknown("strategy", name, names(), own="package.module:Class")
     return _finished(_only_strategy(_import(f"{PACKAGE}.{name}")))
 
 

@@ -95,18 +95,28 @@ def test_a_damaged_manifest_is_refused(folder: Path, text: str) -> None:
         resume(folder)
 
 
-@pytest.mark.parametrize("change", ["rounds = 3", "seed = 7", "lr = 0.5", 'plan = "cohorts"', "evaluate_every = 0"])
-def test_an_experiment_that_was_edited_is_refused(folder: Path, change: str) -> None:
+CHANGES = ["rounds = 3", "seed = 7", "lr = 0.5", 'plan = "cohorts"', "evaluate_every = 0", 'strategy = "local"']
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_setting_that_was_edited_is_named(folder: Path, change: str) -> None:
     path, key = folder / "experiment.toml", change.partition(" = ")[0]
     lines = path.read_text(encoding="utf-8").splitlines()
     changed = [change if line.startswith(f"{key} = ") else line for line in lines]
     assert changed != lines
     path.write_text("\n".join(changed), encoding="utf-8")
 
-    with pytest.raises(
-        UserError,
-        match=r"experiment.toml: expected the settings that the run began with, found others; undo what was changed",
-    ):
+    with pytest.raises(UserError, match=rf"experiment.toml: [a-z.]*{key}: expected what the run began with, .*found"):
+        resume(folder)
+
+
+def test_a_setting_that_was_added_is_refused(folder: Path) -> None:
+    path = folder / "experiment.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("[federation.missing]\n", "[federation.missing]\nimage = 0.5\n"), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != text
+
+    with pytest.raises(UserError, match=r"experiment.toml: .*expected .*that the run began with|began with, {}"):
         resume(folder)
 
 

@@ -268,15 +268,37 @@ def test_an_objective_trains_as_by_hand(
     assert_as_by_hand(execute, [request(client, architecture, objective) for client in range(CLIENTS)])
 
 
+def nothing(networks: Networks, batch: Batch, frozen: Tensors) -> Any:
+    supervised(networks, batch, frozen)
+
+
+def plain_number(networks: Networks, batch: Batch, frozen: Tensors) -> Any:
+    return 3.0
+
+
 def one_for_each_sample(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
-    return F.cross_entropy(networks["student"](batch.inputs), batch.labels, reduction="none")
+    return F.cross_entropy(networks["student"](batch.inputs[:3]), batch.labels[:3], reduction="none")
+
+
+def detached(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    return supervised(networks, batch, frozen).detach()
 
 
 @both
-def test_an_objective_is_one_number(execute: Executor[Any]) -> None:
-    for error in answered(execute, [request(client, plain, one_for_each_sample) for client in range(CLIENTS)]):
-        assert isinstance(error, RuntimeError)
-        assert "only for scalar outputs" in str(error)
+@pytest.mark.parametrize(
+    ("objective", "found"),
+    [
+        (nothing, "found NoneType None."),
+        (plain_number, "found float 3.0."),
+        (one_for_each_sample, "found shape (3,)."),
+        (detached, "found a tensor that does not: is it detached?."),
+    ],
+)
+def test_an_objective_is_one_number(execute: Executor[Any], objective: Objective, found: str) -> None:
+    for error in answered(execute, [request(client, plain, objective) for client in range(CLIENTS)]):
+        assert isinstance(error, ValueError)
+        expected = "objective: expected one number, as a tensor that depends on the models, "
+        assert str(error) == expected + found
 
 
 # -- draws

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.learner import cohort, worth
 from fedkd.learner import plan as plan_module
-from fedkd.learner.plan import chunks_in_a_round, plan
+from fedkd.learner.plan import chunks_in_a_round, plan, tell_of_unfit_models
 
 
 def experiment_of(plan: str = "cohorts", **changes: Any) -> Experiment:
@@ -111,3 +112,17 @@ def test_what_is_not_worth_it_runs_one_by_one(monkeypatch: pytest.MonkeyPatch) -
 
     result = simulate(experiment_of(strategy="local", rounds=1, train__local_epochs=1))
     assert torch.isfinite(torch.tensor(result.metrics["clients_global"]["accuracy"]))  # type: ignore[index]
+
+
+def test_models_that_cannot_be_trained_together_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    experiment = experiment_of(federation__architectures=["mlp", f"{__name__}:dropping"])
+    for told in ("cohorts", "one-by-one"):
+        asked = experiment.changed(**{"engine.plan": told})
+        tell_of_unfit_models(asked, build(asked).holdings)
+    assert caplog.messages == [
+        f"cohorts: clients with {__name__}:dropping are trained one by one, since it has Dropout"
+    ]
+
+
+def dropping(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(feature_width), nn.Dropout())

@@ -1,6 +1,5 @@
 """Gradients of many clients at once: those of each one alone."""
 
-import pytest
 import torch
 from torch import Tensor
 from torch.func import grad
@@ -53,11 +52,3 @@ def test_a_client_without_a_finite_loss_spoils_only_its_own_gradients() -> None:
 
     finite = gradients["weight"].isfinite().all(dim=(1, 2))
     assert finite.tolist() == [True, True, False, True, True]
-
-
-def test_one_number_for_each_client() -> None:
-    def losses(parameters: Tensors, buffers: Tensors, inputs: Tensor) -> tuple[Tensor, Tensors]:
-        return loss(parameters, buffers, inputs)[0].expand(2), buffers
-
-    with pytest.raises(ValueError, match=r"objective: expected one number for a batch, found shape \(2,\)"):
-        gradients_of(losses, *arguments())

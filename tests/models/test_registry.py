@@ -57,7 +57,10 @@ FAILING = {
         raising(ValueError("signals\n of 100")),
         r"expected signals of 100, found input shape \(1, 4, 4\); take",
     ),
-    "key": (raising(KeyError("layers")), r"expected a torch\.nn\.Module, but: KeyError: 'layers'\."),
+    "key": (
+        raising(KeyError("layers")),
+        r"expected a function of .* that returns a torch\.nn\.Module, but: KeyError: 'layers'\.",
+    ),
     "silent": (raising(AssertionError()), "but: AssertionError\\."),
     "lines": (raising(RuntimeError("one\n  two.")), "but: RuntimeError: one two\\."),
     "other_arguments": (lambda shape: nn.Flatten(), "but: TypeError: .*2 were given"),
