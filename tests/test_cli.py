@@ -410,10 +410,9 @@ def test_a_simulation_is_split_into_the_files_of_a_deployment(here, fedkd_):
 # --- printing
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-@pytest.mark.parametrize("command", [["run", "tiny.toml"], ["compare", "tiny.toml", "--strategies", "local"]])
-def test_results_that_cannot_be_printed_are_said_to_be_there(here, command, options):
-    asked = [sys.executable, "-m", "fedkd", *command, "--set", "rounds=1", "--out", "results", *options]
+@pytest.mark.parametrize("command", [["run", "tiny.toml"], ["compare", "tiny.toml", "--strategies=local", "--json"]])
+def test_results_that_cannot_be_printed_are_said_to_be_there(here, command):
+    asked = [sys.executable, "-m", "fedkd", *command, "--set", "rounds=1", "--out", "results"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1

@@ -31,7 +31,7 @@ class SimulationGrid(Grid, Generic[S]):
         """Give every client of the experiment a node: numbers from 1, in the order of the keys."""
         self._experiment = experiment
         self._keys = dict(enumerate(build(experiment).holdings, start=1))
-        tell_of_unfit_models(experiment, self._keys.values())
+        tell_of_unfit_models(experiment)
         self._states: MemoryStates[S] = MemoryStates()
         self._replies: dict[str, Message] = {}
         self._numbers = count(1)

@@ -76,13 +76,14 @@ def chunks_in_a_round(experiment: Experiment, keys: Iterable[str]) -> int:
     return min(taking_part, sum(chunks))
 
 
-def tell_of_unfit_models(experiment: Experiment, keys: Iterable[str]) -> None:
+def tell_of_unfit_models(experiment: Experiment) -> None:
     """Warn where the plan ``cohorts`` cannot train clients together, because of what their students are made of."""
+    if experiment.engine.plan != "cohorts":
+        return
     federation = build(experiment)
-    for cohort in plan(experiment, keys) if experiment.engine.plan == "cohorts" else ():
-        spec = federation.model_spec(cohort.architecture, cohort.view)
-        if part := unfit_part(spec, autocast=experiment.train.autocast):
-            LOG.warning("cohorts: clients with %s are trained one by one, since it has %s", cohort.architecture, part)
+    for architecture, view in dict.fromkeys((one.architecture, one.view) for one in federation.holdings.values()):
+        if part := unfit_part(federation.model_spec(architecture, view), autocast=experiment.train.autocast):
+            LOG.warning("cohorts: clients with %s are trained one by one, since it has %s", architecture, part)
 
 
 def _alike(keys: list[str], federation: Federation, largest: int) -> Iterator[tuple[str, ...]]:

@@ -117,8 +117,7 @@ def test_what_is_not_worth_it_runs_one_by_one(monkeypatch: pytest.MonkeyPatch) -
 def test_models_that_cannot_be_trained_together_are_named(caplog: pytest.LogCaptureFixture) -> None:
     experiment = experiment_of(federation__architectures=["mlp", f"{__name__}:dropping"])
     for told in ("cohorts", "one-by-one"):
-        asked = experiment.changed(**{"engine.plan": told})
-        tell_of_unfit_models(asked, build(asked).holdings)
+        tell_of_unfit_models(experiment.changed(**{"engine.plan": told}))
     assert caplog.messages == [
         f"cohorts: clients with {__name__}:dropping are trained one by one, since it has Dropout"
     ]
