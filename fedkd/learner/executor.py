@@ -80,12 +80,15 @@ def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
             return ask(request)
 
     try:
-        with _switches_as_usual():  # and for those who follow, whatever this client leaves behind
-            return program(neutrally)
+        return program(neutrally)
     except SystemExit as error:  # a strategy that exits ends its own round, never the run
         return RuntimeError(f"the client half called exit({error.code})")
     except Exception as error:
         return error
+    finally:  # for those who follow, whatever this client leaves behind
+        torch.set_grad_enabled(True)
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, False)
 
 
 def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
