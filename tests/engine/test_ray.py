@@ -6,189 +6,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import Message
 
 from fedkd.app.client import TRAIN
 from fedkd.app.history import RoundRecord
-from fedkd.app.loop import Run, run
-from fedkd.app.wire import PAYLOAD, knowledge_of, pack, without_tensors
+from fedkd.app.loop import run
 from fedkd.config import Experiment
 from fedkd.engine.local import LocalGrid
-from fedkd.engine.ray import _with_records
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
-from fedkd.flower_internals import ensure_task_identity
-from fedkd.knowledge import Weights
-from tests.engine.processes import marked, one_ray, shared_memory
+from tests.engine.mortals import CPUS, SMALL, mortal, on_ray, outcome
+from tests.engine.processes import marked, shared_memory
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.usefixtures("no_worker_is_left"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # Ray's own
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-CPUS = 2
-SMALL: Mapping[str, Any] = {
-    "rounds": 2,
-    "data": {"public": 40, "validation": 1200, "test": 40},
-    "federation": {"clients": 4, "architectures": ("mlp",), "feature_width": 8},
-    "train": {"local_epochs": 1},
-    "strategies": {"fedmd": {"transfer_epochs": 1}},
-}
-
-STRATEGY = '''
-"""A strategy of a user's own, whose clients die, fail and print."""
-
-import os
-import signal
-import time
-from pathlib import Path
-from typing import final
-
-import torch
-from pydantic import Field
-
-from fedkd import ensemble, losses
-from fedkd.strategy import MethodCard, Strategy, StrategySettings
-from fedkd.knowledge import SoftLabels
-
-
-@final
-class Mortal(Strategy):
-    card = MethodCard(title="test", authors="-", year=2026, up=SoftLabels, down=SoftLabels)
-
-    class Settings(StrategySettings):
-        folder: str = Field(description="where deaths are noted")
-        culprit: str = Field("client-1", description="who dies")
-        always: bool = Field(False, description="at every attempt, not only at the first of a round")
-        hangs: str = Field("", description="who never comes to an end")
-
-    def client_setup(self, client):
-        client.state = {"brain": torch.ones(2, dtype=torch.bfloat16), "turned": torch.arange(6.0).reshape(2, 3).T}
-
-    def client_round(self, client, received):
-        if client.card.key == self.settings.culprit:
-            died = Path(self.settings.folder) / f"round-{client.round}"
-            if self.settings.always or not died.exists():
-                with died.open("a") as file:
-                    file.write("x")
-                    file.flush()
-                os.kill(os.getpid(), signal.SIGKILL)
-        if client.card.key == self.settings.hangs:
-            time.sleep(3600)
-        client.state["brain"] *= 2
-        if received is not None:
-            client.fit(client.public(received), losses.logit_mae, epochs=1)
-        client.fit(client.private, losses.cross_entropy)
-        return client.predict(client.next_public_subset)
-
-    def server_round(self, server, replies):
-        return server.soft_labels(ensemble.mean_logits(torch.stack([reply.knowledge.logits for reply in replies])))
-'''
-
-HERE_ONLY = """
-import os
-
-if os.getpid() != DRIVER:
-    raise ImportError("a library that this worker does not have")
-
-from strategies.mortal import Mortal as Base
-from fedkd.strategy import Strategy
-
-class HereOnly(Strategy):
-    card = Base.card
-    client_round = Base.client_round
-    server_round = Base.server_round
-"""
-
-
-DIES_AT_START = """
-import os
-import signal
-from pathlib import Path
-
-if os.getpid() != DRIVER and not Path("FOLDER/died").exists():
-    Path("FOLDER/died").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-from strategies.mortal import Mortal as Base
-from fedkd.strategy import Strategy
-
-class DiesAtStart(Strategy):
-    card = Base.card
-    client_round = Base.client_round
-    client_setup = Base.client_setup
-    server_round = Base.server_round
-    Settings = Base.Settings
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray_for_all() -> Iterator[None]:
-    """Start Ray once; the grids below use it, and must leave it as they found it."""
-    with one_ray(CPUS):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _no_worker_is_left() -> Iterator[None]:
-    yield
-    import ray
-
-    assert ray.is_initialized(), "a Ray that was there before must stay"
-    deadline = time.monotonic() + 15
-    while (free := ray.available_resources().get("CPU", 0)) < CPUS and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert free == CPUS
-
-
-@pytest.fixture
-def own_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in a folder with a user's own strategies."""
-    (tmp_path / "strategies").mkdir()
-    (tmp_path / "strategies" / "mortal.py").write_text(STRATEGY, encoding="utf-8")
-    (tmp_path / "deaths").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for name in ("mortal", "here_only", "dies_at_start"):
-        sys.modules.pop(f"strategies.{name}", None)
-
-
-def mortal(folder: Path, **settings: object) -> Experiment:
-    return Experiment(**{**SMALL, "strategy": "mortal", "strategies": {"mortal": {"folder": str(folder), **settings}}})
-
-
-def on_ray(experiment: Experiment, workers: int) -> Run:
-    from fedkd.engine.ray import RayGrid
-
-    experiment = experiment.changed(**{"engine.workers": workers})
-    with RayGrid(experiment) as grid:
-        return run(grid, experiment)
-
-
-def outcome(finished: Run) -> object:
-    named = ("failed", "unmeasured")
-    rounds = [
-        {**record.to_json(), "seconds": 0, **{name: sorted(getattr(record, name)) for name in named}}
-        for record in finished.rounds
-    ]
-    return rounds, [client.to_json() for client in finished.clients], finished.versions
 
 
 @pytest.mark.parametrize(
     ("plan", "numbers"),
     [("one-by-one", [2]), ("cohorts", [1, 2])],  # one worker, one by one: below, where it dies in every round
 )
-def test_any_number_of_workers_has_the_same_result(
-    plan: str, numbers: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fedkd.engine import ray as engine
+def test_any_number_of_workers_has_the_same_result(plan: str, numbers: list[int]) -> None:
+    from fedkd.engine.ray import RayGrid
     from fedkd.engine.simulate import open_grid
 
     experiment = Experiment(strategy="fedmd", **SMALL, engine={"plan": plan, "cohort_size": 2})
@@ -198,7 +46,7 @@ def test_any_number_of_workers_has_the_same_result(
     for workers in numbers:
         chosen = experiment.changed(**{"engine.workers": workers})
         with open_grid(chosen) as grid:
-            assert isinstance(grid, engine.RayGrid)
+            assert isinstance(grid, RayGrid)
             finished = run(grid, chosen)
             assert outcome(finished) == outcome(expected)
             if workers < CPUS:
@@ -207,10 +55,6 @@ def test_any_number_of_workers_has_the_same_result(
                 theirs, ours = grid.state_of(key, version), local.state_of(key, version)
                 assert theirs.keys() == ours.keys()
                 assert all(theirs[name].equal(tensor) for name, tensor in ours.items())
-            if workers == CPUS:  # there is no room for another worker now
-                monkeypatch.setattr(engine, "START_SECONDS", 0.5)
-                with pytest.raises(RunError, match="a Ray worker could not be started"):
-                    engine.RayGrid(experiment.changed(**{"engine.workers": 1}))
 
 
 @pytest.mark.parametrize("plan", ["one-by-one", "cohorts"])
@@ -294,31 +138,6 @@ def test_a_client_that_hangs_ends_the_run_in_time(own_strategies: Path) -> None:
         on_ray(experiment, workers=1)
 
     assert 4 < time.monotonic() - started < 60
-
-
-def test_a_worker_that_cannot_start_ends_the_run_with_the_cause(own_strategies: Path) -> None:
-    text = HERE_ONLY.replace("DRIVER", str(os.getpid()))
-    (own_strategies / "strategies" / "here_only.py").write_text(text, encoding="utf-8")
-    experiment = Experiment(**{**SMALL, "strategy": "here_only", "strategies": {}})
-    started = time.monotonic()
-
-    with pytest.raises(RunError, match="could not be started:") as caught:
-        on_ray(experiment, workers=1)
-
-    assert "ImportError: a library that this worker does not have" in str(caught.value)
-    assert time.monotonic() - started < 60
-
-
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(own_strategies: Path) -> None:
-    text = DIES_AT_START.replace("DRIVER", str(os.getpid())).replace("FOLDER", str(own_strategies))
-    (own_strategies / "strategies" / "dies_at_start.py").write_text(text, encoding="utf-8")
-    settings = {"folder": str(own_strategies / "deaths"), "culprit": "nobody"}
-    experiment = Experiment(**{**SMALL, "strategy": "dies_at_start", "strategies": {"dies_at_start": settings}})
-
-    finished = on_ray(experiment, workers=1)
-
-    assert (own_strategies / "died").exists()
-    assert outcome(finished) == outcome(run(LocalGrid(experiment), experiment))
 
 
 @pytest.mark.parametrize(
@@ -422,13 +241,6 @@ def test_a_run_on_its_own_ray_loses_no_word_and_leaves_nothing(tmp_path: Path) -
     assert reason.endswith("LookupError: client-1 has lost its data")
     assert left == []
     assert memory == set()
-
-
-def test_a_payload_without_tensors_stays_a_payload() -> None:
-    ensure_task_identity()
-    reply, records = without_tensors(Message(pack({}, Weights({})), dst_node_id=0, message_type=TRAIN))
-    assert PAYLOAD not in reply.content
-    assert knowledge_of(_with_records(reply, list(records), {}).content) == Weights({})
 
 
 def test_mixed_precision_has_the_same_bits_on_workers() -> None:
