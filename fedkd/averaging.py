@@ -14,8 +14,9 @@ Weights = Mapping[str, Tensor]
 def average_weights(weights: Sequence[Weights], num_samples: Sequence[int]) -> dict[str, Tensor]:
     """Average the clients' weights, each weighted by its number of samples.
 
-    Floating-point entries are averaged in float64, in the order given, and cast back to their own type. Other entries,
-    such as BatchNorm's ``num_batches_tracked`` (int64), have no mean of their type and are those of the first client.
+    Floating-point and complex entries are averaged in float64 or complex128, in the order given, and cast back to their
+    own type. Other entries, such as BatchNorm's ``num_batches_tracked`` (int64), have no mean of their type and are
+    those of the first client.
 
     Args:
         weights: one mapping from name to tensor for each client, all with the same names, shapes and types.
@@ -67,9 +68,9 @@ class RunningAverage:
         if not self._clients:
             self._first = {name: value.detach() for name, value in weights.items()}
             self._mean = {
-                name: torch.zeros_like(value, dtype=torch.float64)
+                name: torch.zeros_like(value, dtype=torch.complex128 if value.is_complex() else torch.float64)
                 for name, value in self._first.items()
-                if value.is_floating_point()
+                if value.is_floating_point() or value.is_complex()
             }
         _expect_same_entries(weights, self._first, self._clients)
         self._clients += 1

@@ -46,7 +46,7 @@ class Optimiser:
     def step(
         self,
         parameters: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor | None],
         state: Mapping[str, Tensors],
         step: int | Tensor,
     ) -> None:
@@ -54,13 +54,15 @@ class Optimiser:
 
         Args:
             parameters: by name.
-            gradients: by name, shaped like the parameters.
+            gradients: by name, shaped like the parameters; None where the loss does not depend on one, which then stays
+                as it is, without decay, as in torch.
             state: from :meth:`start`.
             step: number of this step, from 1; for a cohort that of each client, float64, shape ``(K,)``.
         """
         update = self._sgd if self.name == "sgd" else self._adam
         for name, p in parameters.items():
-            update(p, gradients[name], {slot: moments[name] for slot, moments in state.items()}, step)
+            if (gradient := gradients[name]) is not None:
+                update(p, gradient, {slot: moments[name] for slot, moments in state.items()}, step)
         torch.clear_autocast_cache()  # an autocast around the training would go on with the weights of before
 
     def _sgd(self, p: Tensor, gradient: Tensor, state: Tensors, step: int | Tensor) -> None:

@@ -39,9 +39,15 @@ def generator(run_seed: int, *purpose: str | int) -> torch.Generator:
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, for code that draws from them (user code may)."""
+    seed_cpu(seed)
+    seed_torch(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seed those of the global generators that :func:`generators_restored` restores."""
     random.seed(seed)
     np.random.seed(seed % 2**_NUMPY_SEED_BITS)
-    seed_torch(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

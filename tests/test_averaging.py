@@ -29,6 +29,7 @@ def client(seed: int) -> dict[str, Tensor]:
         "bfloat": torch.randn(5, generator=values).bfloat16(),
         "empty": torch.zeros(0),
         "num_batches_tracked": torch.tensor(100 + seed),
+        "complex": torch.randn(2, 3, generator=values, dtype=torch.complex64),
         "mask": torch.tensor([seed % 2 == 0, True]),
     }
 
@@ -50,6 +51,13 @@ def test_equals_the_weighted_mean(clients: list[dict[str, Tensor]]) -> None:
         )
         assert found[name].dtype == clients[0][name].dtype
         assert found[name].shape == clients[0][name].shape
+
+
+def test_complex_weights_have_a_mean_too(clients: list[dict[str, Tensor]]) -> None:
+    found = average_weights(clients, SAMPLES)["complex"]
+    expected = np.average(np.stack([weights["complex"].numpy() for weights in clients]), axis=0, weights=SAMPLES)
+    assert found.dtype == torch.complex64
+    torch.testing.assert_close(found, torch.tensor(expected).to(torch.complex64), rtol=1e-6, atol=0)
 
 
 def test_one_after_another_gives_the_bits_of_all_at_once(clients: list[dict[str, Tensor]]) -> None:

@@ -155,11 +155,13 @@ class RayGrid(SimulationGrid[Stored]):
             lost = [running.pop(reference) for reference in self._pool.replace(one.worker)]
             waiting.extendleft((other.unit, other.deaths) for other in reversed(lost[1:]))
             guilty = lost[0]
-            if guilty.deaths + 1 < MAX_DEATHS:
+            deaths = guilty.deaths + 1
+            if deaths < MAX_DEATHS:
                 again = "its client is" if len(guilty.unit) == 1 else f"its {len(guilty.unit)} clients are"
                 LOG.warning("a worker died (%s); %s run again", type(error).__name__, again)
-                # Each alone, with the same bits: a client that kills its worker takes nobody with it.
-                waiting.extendleft(([task], guilty.deaths + 1) for task in guilty.unit)
+                # At last each alone: a client that kills its worker takes nobody with it.
+                parts = [[task] for task in guilty.unit] if deaths == MAX_DEATHS - 1 else [guilty.unit]
+                waiting.extendleft((part, deaths) for part in parts)
             else:
                 reason = f"killed {MAX_DEATHS} workers ({type(error).__name__})"
                 for message, key in guilty.unit:

@@ -21,6 +21,7 @@ from fedkd.data.federation import build
 from fedkd.engine.grid import SimulationGrid
 from fedkd.engine.result import Result, make_result
 from fedkd.errors import UserError
+from fedkd.models import forget
 from fedkd.strategy.base import check_fits
 from fedkd.strategy.registry import create
 
@@ -104,6 +105,7 @@ def check(experiment: Experiment) -> None:
     Raises:
         UserError: the experiment cannot be run.
     """
+    forget()  # an architecture may have been edited since the last run in this process
     if experiment.federation.partition == "own":
         expected = "expected a partition that a simulation can deal, such as 'dirichlet'"
         found = "found 'own', where every client brings its samples"

@@ -1,7 +1,7 @@
 """What the client's and the server's half have in common: models by name, and the asking."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -88,7 +88,8 @@ class Learner:
     train: TrainSettings
     ask: Ask
     steps: int = field(default=0, init=False)
-    _asked: int = field(default=0, init=False)
+    _fits: int = field(default=0, init=False)
+    _predictions: int = field(default=0, init=False)
 
     def fit(
         self,
@@ -119,6 +120,7 @@ class Learner:
             UserError: neither or both of ``loss`` and ``objective`` are given, or the samples have no single target.
         """
         constants = _constants(frozen or {}, models)
+        self._fits += 1
         request = Fit(
             models={name: self.models[name] for name in models},
             samples=samples,
@@ -126,7 +128,7 @@ class Learner:
             epochs=self.train.local_epochs if epochs is None else epochs,
             batch_size=self.train.batch_size if batch_size is None else batch_size,
             optimiser=optimiser or optimiser_of(self.train),
-            seed=seeding.derive_seed(self.seed, "fit", self._count()),
+            seed=seeding.derive_seed(self.seed, "fit", self._fits),
             frozen={name: value for name, value in constants.items() if isinstance(value, Tensor)},
             teachers={name: value for name, value in constants.items() if isinstance(value, Model)},
             autocast=self.train.autocast,
@@ -138,12 +140,12 @@ class Learner:
 
     def logits(self, samples: Samples, model: str = "student") -> Tensor:
         """Return a model's logits on the samples, shape ``(N, C)``, in evaluation mode."""
-        outputs: Tensor = self.ask(Predict(self.models[model], samples.inputs))
+        outputs: Tensor = self.ask(self._prediction(self.models[model], samples))
         return outputs
 
     def features(self, samples: Samples, model: str = "student") -> Tensor:
         """Return a model's features of the samples, shape ``(N, d)``, in evaluation mode."""
-        outputs: Tensor = self.ask(Predict(self.models[model], samples.inputs, "features"))
+        outputs: Tensor = self.ask(replace(self._prediction(self.models[model], samples), output="features"))
         return outputs
 
     def weights(self, model: str = "student") -> Weights:
@@ -161,9 +163,11 @@ class Learner:
         """Return a fresh random generator, keyed by run, round, party and purpose."""
         return seeding.generator(self.seed, purpose)
 
-    def _count(self) -> int:
-        self._asked += 1
-        return self._asked
+    def _prediction(self, model: Model, samples: Samples) -> Predict:
+        """Return the request for a model's logits on samples, on a seed of its own."""
+        self._predictions += 1
+        seed = seeding.derive_seed(self.seed, "predict", self._predictions)
+        return Predict(model, samples.inputs, seed=seed)
 
 
 def optimiser_of(train: TrainSettings) -> Optimiser:

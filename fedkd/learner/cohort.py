@@ -2,7 +2,9 @@
 
 Clients with shards of different sizes take different numbers of steps: steps are left out, samples never padded, so
 every client sees exactly the batches that it would see alone. A client's bits do not depend on who else is in its
-cohort: a convolution's kernel is chosen by the total number of input channels, so small cohorts are filled up.
+cohort. So every step is filled up with clients whose results are dropped: a convolution's kernel is chosen by the total
+number of input channels, and some functions, such as GELU, torch computes in another way for the last elements of a
+tensor, fewer than 32.
 """
 
 import warnings
@@ -14,7 +16,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from fedkd.learner.fit import answer, batches, join, loss_of, small_steps, split, teacher_tensors
+from fedkd.learner.fit import answer, batches, join, loss_of, prepare, small_steps, split, teacher_tensors
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.vectorised import gradients_of
@@ -22,7 +24,10 @@ from fedkd.learner.worth import vectorisable
 from fedkd.seeding import expect_no_draws
 
 SMALLEST_COHORT = 4
-"""Clients in the smallest vectorised step: from four on, all numbers tried (to 100) gave equal bits."""
+"""Clients in the smallest vectorised step: from four on, convolutions of all numbers tried (to 100) gave equal bits."""
+FILLERS = 2
+"""Clients at the end of each step whose results are dropped: enough where each has 16 elements of a tensor or more."""
+_MOST_FILLERS = SMALLEST_COHORT - 1
 
 Members = tuple[int, ...]
 Rows = list[Tensor]
@@ -46,28 +51,31 @@ def pays(request: Fit) -> bool:
 
 
 def fit_cohort(requests: Sequence[Fit]) -> list[dict[str, Model]]:
-    """Train the models of K requests with equal keys together."""
-    order = sorted(range(len(requests)), key=lambda k: -len(requests[k].samples))  # who still trains comes first
+    """Train the models of K requests with equal keys, for which it :func:`pays`, together."""
+    prepare(requests[0])
+    order = sorted(range(len(requests)), key=lambda k: len(requests[k].samples))  # who still trains comes last
     cohort = _Cohort([requests[k] for k in order])
-    with expect_no_draws(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of how torch computes it, such as each client's LSTM after another: the plan has weighed that.
         warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batch")
         for members, rows, steps in _phases(cohort.requests):
-            cohort.step(members, rows, steps)
+            with expect_no_draws():
+                cohort.step(members, rows, steps)
     trained = dict(zip(order, cohort.models(), strict=True))
     return [trained[k] for k in range(len(requests))]
 
 
 class _Cohort:
-    """The stacked tensors of K clients with equal requests, each of shape ``(K, ...)``."""
+    """The stacked tensors of K clients with equal requests, each of shape ``(K, ...)``; models also of the fillers."""
 
     def __init__(self, requests: Sequence[Fit]) -> None:
         self.requests = requests
-        parts = [split(request.models) for request in requests]
-        self.parameters, self.buffers = _stack([p for p, _ in parts]), _stack([b for _, b in parts])
+        filled = [*requests, *[requests[0]] * _MOST_FILLERS]
+        parts = [split(request.models) for request in filled]
+        self.parameters, self.others = _stack([p for p, _ in parts]), _stack([o for _, o in parts])
         self.state = requests[0].optimiser.start(self.parameters)
-        self.frozen = _stack([request.frozen for request in requests])
-        teachers = [teacher_tensors(request) for request in requests]
+        self.frozen = _stack([request.frozen for request in filled])
+        teachers = [teacher_tensors(request) for request in filled]
         self.teachers = {name: _stack([row[name] for row in teachers]) for name in teachers[0]}
         self.inputs = _Column([request.samples.inputs for request in requests])
         self.targets = {
@@ -83,20 +91,21 @@ class _Cohort:
             rows: the rows of each one's batch, int64, all of shape ``(B,)``.
             steps: the number of each one's step, from 1.
         """
-        part = _Part(members)
+        part = _Part(members, len(self.requests))
         rows = [*rows, *[rows[0]] * (part.size - len(rows))]
-        parameters, buffers, frozen = (part.of(t) for t in (self.parameters, self.buffers, self.frozen))
+        parameters, others, frozen = (part.of(t) for t in (self.parameters, self.others, self.frozen))
         teachers = {name: part.of(tensors) for name, tensors in self.teachers.items()}
-        inputs = self.inputs.take(part.clients, rows)
-        targets = {name: column.take(part.clients, rows) for name, column in self.targets.items()}
+        inputs = self.inputs.take(part.numbers, rows)
+        targets = {name: column.take(part.numbers, rows) for name, column in self.targets.items()}
         loss = partial(loss_of, self.requests[0])
-        gradients, buffers = gradients_of(loss, parameters, buffers, inputs, targets, frozen, teachers)
+        gradients, others = gradients_of(loss, parameters, others, inputs, targets, frozen, teachers)
         state = {slot: part.of(tensors) for slot, tensors in self.state.items()}
         mine = partial(_first, len(members))
         count = torch.tensor(steps, dtype=torch.float64, device=inputs.device)
         moments = {slot: mine(tensors) for slot, tensors in state.items()}
-        self.requests[0].optimiser.step(mine(parameters), mine(gradients), moments, count)
-        part.put(self.buffers, buffers)
+        depended = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        self.requests[0].optimiser.step(mine(parameters), {**gradients, **mine(depended)}, moments, count)
+        part.put(self.others, others)
         if not part.in_place:
             part.put(self.parameters, parameters)
             for slot, tensors in state.items():
@@ -105,43 +114,46 @@ class _Cohort:
     def models(self) -> Iterator[dict[str, Model]]:
         """Yield each client's models."""
         for k, request in enumerate(self.requests):
-            yield join(request.models, _row(self.parameters, k), _row(self.buffers, k))
+            yield join(request.models, _row({**self.parameters, **self.others}, k))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The clients of one step: some of K, filled up to the fewest with others whose results are dropped.
+    """The clients of one step: some of K, and after them the fillers, whose results are dropped.
 
     Attributes:
         members: numbers of those who train, ascending.
+        clients: number of all of them.
     """
 
     members: Members
+    clients: int
 
     @cached_property
     def size(self) -> int:
-        """Clients in the step."""
-        return max(SMALLEST_COHORT, len(self.members))
+        """Clients in the step, with the fillers."""
+        return max(SMALLEST_COHORT, len(self.members) + FILLERS)
 
     @cached_property
     def in_place(self) -> bool:
-        """Whether the members are the first clients of all, and no others, so that their tensors need not be copied."""
-        return self.members[-1] == len(self.members) - 1 and self.size == len(self.members)
+        """Whether the members are the last of all clients, so that they and the fillers need not be copied."""
+        return self.members[0] == self.clients - len(self.members)
 
     @cached_property
-    def clients(self) -> list[int]:
-        """Numbers of the members, and of the first of them again until the step is filled up."""
+    def numbers(self) -> list[int]:
+        """Numbers of the members, and of the first of them again as the fillers."""
         return [*self.members, *[self.members[0]] * (self.size - len(self.members))]
 
     def of(self, stacked: Tensors) -> dict[str, Tensor]:
         """Return the step's part of tensors ``(K, ...)``: in place, or copies."""
         if self.in_place:
-            return _first(self.size, stacked)
-        return {name: tensor[self.clients] for name, tensor in stacked.items()}
+            first = self.members[0]
+            return {name: tensor[first : first + self.size] for name, tensor in stacked.items()}
+        return {name: tensor[self.numbers] for name, tensor in stacked.items()}
 
     def put(self, stacked: Tensors, part: Tensors) -> None:
         """Write the members' part back."""
-        where = slice(len(self.members)) if self.in_place else list(self.members)
+        where = slice(self.members[0], self.clients) if self.in_place else list(self.members)
         for name, tensor in stacked.items():
             tensor[where] = part[name][: len(self.members)].detach()
 

@@ -81,14 +81,19 @@ def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
 
     try:
         return program(neutrally)
-    except SystemExit as error:  # a strategy that exits ends its own round, never the run
-        return RuntimeError(f"the client half called exit({error.code})")
-    except Exception as error:
-        return error
+    except (SystemExit, Exception) as error:
+        return _told(error)
     finally:  # for those who follow, whatever this client leaves behind
         torch.set_grad_enabled(True)
         for device in ("cpu", "cuda"):
             torch.set_autocast_enabled(device, False)
+
+
+def _told(error: SystemExit | Exception) -> Exception:
+    """Return what ended a client: a strategy that exits ends its own round, never the run."""
+    if isinstance(error, SystemExit):
+        return RuntimeError(f"the client half called exit({error.code})")
+    return error
 
 
 def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
@@ -107,23 +112,29 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
 
     What fails alone too, such as an objective that looks at values, which vmap does not allow, the plain loop does.
     """
+    half = len(requests) // 2
     try:
         return answer_together(requests)
-    except Exception as error:
-        if (half := len(requests) // 2) > 0:
-            return [*_together(requests[:half]), *_together(requests[half:])]
-        if isinstance(error, torch.OutOfMemoryError):  # a machine with more memory would not train in another way
-            return [error]
-        failure = error
+    except (SystemExit, Exception) as error:
+        if not half and _is_of_memory(error):  # a machine with more would not train in another way
+            return [_told(error)]
+        said = re.split(r"\. |\n", f"{type(error).__name__}: {error}".strip())[0]  # torch goes on with advice
+    # Here, where the error is gone, and with it the memory of all that it was raised in.
+    if half:
+        return [*_together(requests[:half]), *_together(requests[half:])]
     try:
         answered = answer(requests[0])
-    except Exception as error:
-        return [error]
+    except (SystemExit, Exception) as error:
+        return [_told(error)]
     if isinstance(requests[0], Fit):
         architectures = sorted({model.spec.architecture for model in requests[0].models.values()})
-        said = re.split(r"\. |\n", f"{type(failure).__name__}: {failure}".strip())[0]  # torch goes on with advice
         _tell(", ".join(architectures), said)
     return [answered]
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: of a GPU, of Python, or of torch on a CPU, which has no type of error for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @cache

@@ -4,7 +4,7 @@ Where a CPU has much to do for a batch, the weights of convolutions lie *channel
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
 from fedkd.learner.worth import multiplications, worth_it
 from fedkd.losses import values_unchecked
 from fedkd.models import ModelSpec
-from fedkd.seeding import derive_seed, seed_everything
+from fedkd.seeding import derive_seed, generators_restored, seed_everything
 
 T = TypeVar("T")
 Arranged = Callable[[Tensors], Tensors]
@@ -66,14 +66,11 @@ def small_steps(request: Fit) -> bool:
 def _laid_out(compute: Callable[[Arranged], T], large: bool) -> T:
     """Compute with weights that are arranged channels last if there is much to do.
 
-    A model or objective that takes a ``view`` of images so arranged gets them as usual.
+    A model or objective that cannot take them, such as one that takes a ``view`` of images, gets them as usual.
     """
     if large:
-        try:
+        with suppress(RuntimeError):  # of what fails either way, the second failure tells
             return compute(_channels_last)
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
-                raise
     return compute(dict)
 
 
@@ -84,20 +81,20 @@ def _channels_last(tensors: Tensors) -> dict[str, Tensor]:
 
 def _loop(request: Fit, arranged: Arranged) -> dict[str, Model]:
     seed_everything(derive_seed(request.seed, "modules"))  # dropout draws from a global generator
-    parameters, buffers = split(request.models)
+    parameters, others = split(request.models)
     parameters = {name: p.detach().clone().requires_grad_() for name, p in arranged(parameters).items()}
-    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+    others = {name: tensor.clone() for name, tensor in arranged(others).items()}
     teachers = _teachers(request, {name: arranged(tensors) for name, tensors in teacher_tensors(request).items()})
-    frozen = {name: t.clone() if t.is_inference() else t for name, t in request.frozen.items()}
+    frozen = {name: t.clone() for name, t in request.frozen.items()}
     state = request.optimiser.start(parameters)
     schedule = batches(len(request.samples), request.epochs, request.batch_size, request.seed)
-    with _bound(request, {**parameters, **buffers}) as trained:
+    with _bound(request, {**parameters, **others}) as trained:
         for step, rows in enumerate(schedule, start=1):
             loss = _loss(request, {**trained, **teachers}, Batch(*batch_at(request, rows)), frozen)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             request.optimiser.step(parameters, dict(zip(parameters, gradients, strict=True)), state, step)
-        buffers = _buffers(trained)
-    return join(request.models, {name: p.detach().contiguous() for name, p in parameters.items()}, buffers)
+        tensors = {**parameters, **_others(trained)}
+    return join(request.models, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
 
 
 def _loss(request: Fit, networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
@@ -141,21 +138,26 @@ def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
     return {name: Network(model.spec, tensors[name]) for name, model in request.teachers.items()}
 
 
-def _buffers(trained: Mapping[str, BoundNetwork]) -> dict[str, Tensor]:
-    return {f"{name}/{key}": t for name, network in trained.items() for key, t in network.buffers.items()}
+def _others(trained: Mapping[str, BoundNetwork]) -> dict[str, Tensor]:
+    return {f"{name}/{key}": t for name, network in trained.items() for key, t in network.others.items()}
 
 
 @torch.no_grad()
 def predict(request: Predict) -> Tensor:
-    """Return logits ``(N, C)`` or features ``(N, d)`` of the request's model in evaluation mode."""
+    """Return logits ``(N, C)`` or features ``(N, d)`` of the request's model in evaluation mode.
+
+    A model that draws even then does so from the request's own seed.
+    """
     size = rows_at_once(request.model.spec, request.inputs.device)
 
     def outputs(arranged: Arranged) -> Tensor:
+        seed_everything(request.seed)
         network = Network(request.model.spec, arranged(request.model.tensors))
         half = network.features if request.output == "features" else network
         return torch.cat([half(rows) for rows in request.inputs.split(size)])
 
-    return _laid_out(outputs, size < PREDICT_ROWS)
+    with generators_restored():
+        return _laid_out(outputs, size < PREDICT_ROWS)
 
 
 def rows_at_once(spec: ModelSpec, device: torch.device) -> int:
@@ -168,6 +170,12 @@ def rows_at_once(spec: ModelSpec, device: torch.device) -> int:
 def answer(request: Fit | Predict) -> dict[str, Model] | Tensor:
     """Answer one request."""
     return fit(request) if isinstance(request, Fit) else predict(request)
+
+
+def prepare(request: Fit) -> None:
+    """Build the modules that a request's models run in: within ``vmap`` that cannot be, since it draws numbers."""
+    with _bound(request, {name: tensor for tensors in split(request.models) for name, tensor in tensors.items()}):
+        _teachers(request, teacher_tensors(request))
 
 
 def batch_at(request: Fit, rows: Tensor) -> tuple[Tensor, Tensors]:
@@ -185,37 +193,40 @@ def teacher_tensors(request: Fit) -> dict[str, Tensors]:
 def loss_of(
     request: Fit,
     parameters: Tensors,
-    buffers: Tensors,
+    others: Tensors,
     inputs: Tensor,
     targets: Tensors,
     frozen: Tensors,
     teachers: Mapping[str, Tensors],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective of one batch and the buffers after it: a pure function, to be vectorised over clients.
+    """Return the objective of one batch and the other tensors after it: a pure function, to be vectorised over clients.
 
     Args:
         request: gives architectures and objective only.
         parameters: trained tensors of all models, named ``model/parameter``.
-        buffers: their other tensors, named likewise.
+        others: their other tensors, named likewise.
         inputs: shape ``(B, ...)``.
         targets: each ``(B, ...)``.
         frozen: constant tensors.
         teachers: tensors of the frozen models, by model name.
+
+    Raises:
+        NotImplementedError: a module keeps something that is none of its tensors, and is all clients' at once.
     """
-    tensors = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
-    with _bound(request, tensors) as trained:
+    with _bound(request, {**parameters, **{name: tensor.clone() for name, tensor in others.items()}}) as trained:
         loss = _loss(request, {**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
-        return loss, _buffers(trained)
+        if attribute := next((network.changed for network in trained.values() if network.changed), ""):
+            raise NotImplementedError(f"{attribute} is changed by the model itself")
+        return loss, _others(trained)
 
 
 def split(models: Mapping[str, Model]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return all parameters and all buffers of several models, named ``model/parameter``."""
+    """Return all trained tensors and all others of several models, named ``model/parameter``."""
     parameters = {f"{name}/{key}": t for name, model in models.items() for key, t in model.parameters.items()}
-    buffers = {f"{name}/{key}": t for name, model in models.items() for key, t in model.buffers.items()}
-    return parameters, buffers
+    others = {f"{name}/{key}": t for name, model in models.items() for key, t in model.others.items()}
+    return parameters, others
 
 
-def join(models: Mapping[str, Model], parameters: Tensors, buffers: Tensors) -> dict[str, Model]:
+def join(models: Mapping[str, Model], tensors: Tensors) -> dict[str, Model]:
     """Return the models with these tensors: the inverse of :func:`split`."""
-    tensors = {name: t.detach() for name, t in {**parameters, **buffers}.items()}
     return {name: model.with_tensors(below(tensors, f"{name}/")) for name, model in models.items()}

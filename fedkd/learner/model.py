@@ -1,17 +1,16 @@
 """A model as data: its specification and its tensors, called through a shared skeleton that is never trained."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from fedkd.knowledge import Layout
-from fedkd.models import ModelSpec, initialise, skeleton
+from fedkd.models import ModelSpec, build_aside, initialise, kept, skeleton
+from fedkd.models.attributes import Attributes, attributes_of, changed, restore
 from fedkd.models.capture import capture
 from fedkd.models.classifier import Classifier
 
@@ -33,23 +32,32 @@ class Model:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name."""
-        return {name: self.tensors[name] for name in _names(self.spec)[0]}
+        return {name: self.tensors[name] for name in _names(self.spec).trained}
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The other tensors by name, such as BatchNorm's running statistics."""
-        return {name: self.tensors[name] for name in _names(self.spec)[1]}
+    def others(self) -> dict[str, Tensor]:
+        """The other tensors by name: buffers, and parameters that the architecture itself has frozen."""
+        return {name: self.tensors[name] for name in _names(self.spec).others}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Model":
         """Return the same architecture with other tensors."""
         return replace(self, tensors=dict(tensors))
 
 
-@lru_cache
-def _names(spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of an architecture's parameters and of its buffers."""
+class _Names(NamedTuple):
+    trained: tuple[str, ...]
+    others: tuple[str, ...]
+    buffers: frozenset[str]
+
+
+@kept
+def _names(spec: ModelSpec) -> _Names:
+    """Return the names of what an architecture trains, of its other tensors, and of the buffers among them."""
     module = skeleton(spec)
-    return tuple(name for name, _ in module.named_parameters()), tuple(name for name, _ in module.named_buffers())
+    buffers = [name for name, _ in module.named_buffers()]
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    trained = tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return _Names(trained, (*frozen, *buffers), frozenset(buffers))
 
 
 def fresh(spec: ModelSpec, seed: int, like: Tensor) -> Model:
@@ -57,7 +65,7 @@ def fresh(spec: ModelSpec, seed: int, like: Tensor) -> Model:
     return Model(spec, {name: t.to(like.device) for name, t in initialise(spec, seed, dtype=like.dtype).items()})
 
 
-@lru_cache
+@kept
 def layout(spec: ModelSpec, dtype: torch.dtype) -> Layout:
     """Return shape and dtype of every tensor of an architecture, by name; floating-point ones have ``dtype``."""
     tensors = {**dict(skeleton(spec).named_parameters()), **dict(skeleton(spec).named_buffers())}
@@ -73,9 +81,15 @@ class Network:
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
-        """Bind the tensors to the skeleton of their architecture, which is in evaluation mode."""
+        """Bind the tensors to the skeleton of their architecture, which is in evaluation mode.
+
+        Of buffers it takes copies, since a module may change them at each call.
+        """
         self._module = skeleton(spec, training=False)
-        self._halves = {half: below(tensors, f"{half}.") for half in ("features", "head")}
+        restore(_as_built(spec, None))
+        buffers = _names(spec).buffers
+        own = {name: tensor.clone() if name in buffers else tensor for name, tensor in tensors.items()}
+        self._halves = {half: below(own, f"{half}.") for half in ("features", "head")}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of inputs ``(N, ...)``."""
@@ -120,19 +134,27 @@ class BoundNetwork(Network):
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int) -> None:
         """Put the tensors into the module, which is in training mode."""
         self._module, self._places = _bench(spec, number)
-        self._buffers = _names(spec)[1]
+        self._built = _as_built(spec, number)
+        self._others = frozenset(_names(spec).others)
+        self._before = [place.within[place.key] for place in self._places]
         for place in self._places:
             place.within[place.key] = tensors[place.name]
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers by name as they are now, whether the module has changed them in place or put others there."""
-        return {place.name: place.within[place.key] for place in self._places if place.name in self._buffers}
+    def others(self) -> dict[str, Tensor]:
+        """The other tensors by name as they are now: the module may have changed them, or put others there."""
+        return {place.name: place.within[place.key] for place in self._places if place.name in self._others}
+
+    @property
+    def changed(self) -> str:
+        """Name of an attribute, no tensor of the model, that the module itself has changed; empty if there is none."""
+        return changed(self._built)
 
     def release(self) -> None:
-        """Take the tensors out of the module, which outlives them."""
-        for place in self._places:
-            place.within[place.key] = place.own
+        """Leave the module, which outlives the tensors, as it was before."""
+        restore(self._built)
+        for place, before in zip(self._places, self._before, strict=True):
+            place.within[place.key] = before
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
         outputs: Tensor = getattr(self._module, half)(inputs)
@@ -147,25 +169,29 @@ class _Place:
         name: of the tensor; tied weights have one name and several places.
         within: the dictionary of a part of the module that holds it.
         key: its name there.
-        own: what the module has there when nothing else is.
     """
 
     name: str
     within: dict[str, Any]
     key: str
-    own: Tensor
 
 
-@lru_cache
+@kept
 def _bench(spec: ModelSpec, number: int) -> tuple[Classifier, list[_Place]]:
     """Return a module to put tensors into, in training mode, and the places for them."""
-    module = copy.deepcopy(skeleton(spec, training=True))
+    module = build_aside(spec, seed=0)  # and no copy of another one, which a part of it may hold on to
     parts, first, places = dict(module.named_modules(remove_duplicate=False)), dict[int, str](), []
     for kind, entries in (("_parameters", module.named_parameters), ("_buffers", module.named_buffers)):
         for path, own in entries(remove_duplicate=False):
             part, _, key = path.rpartition(".")
-            places.append(_Place(first.setdefault(id(own), path), vars(parts[part])[kind], key, own))
+            places.append(_Place(first.setdefault(id(own), path), vars(parts[part])[kind], key))
     return module, places
+
+
+@kept
+def _as_built(spec: ModelSpec, number: int | None) -> list[Attributes]:
+    """Return the attributes of an unused bench, or without a number of the skeleton in evaluation mode."""
+    return attributes_of(skeleton(spec, training=False) if number is None else _bench(spec, number)[0])
 
 
 def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -95,7 +95,7 @@ class Fit:
         return (
             tuple((name, model.spec) for name, model in self.models.items()),
             tuple((name, model.spec) for name, model in self.teachers.items()),
-            tuple(self.samples.inputs.shape[1:]),
+            (tuple(self.samples.inputs.shape[1:]), self.samples.inputs.dtype),
             tuple((name, tuple(t.shape[name in self.samples.targets :]), t.dtype) for name, t in tensors.items()),
             identity(self.objective),
             (self.epochs, self.batch_size, self.optimiser, self.autocast),
@@ -123,11 +123,13 @@ class Predict:
         model: used in evaluation mode.
         inputs: shape ``(N, ...)``.
         output: which half of the model to stop after.
+        seed: of what a model draws even in evaluation mode.
     """
 
     model: Model
     inputs: Tensor
     output: Literal["logits", "features"] = "logits"
+    seed: int = 0
 
     @property
     def key(self) -> Hashable:
@@ -146,14 +148,21 @@ def identity(function: Any) -> Hashable:  # noqa: ANN401 - any callable
     Equal are: methods of one object, partials with equal arguments, and functions, lambdas included, made by the same
     code over equal values. A function that cannot be compared is equal to itself only, and so runs alone.
     """
+    try:
+        return _identity(function)
+    except Exception:  # functions that hold each other, or what a user's own comparisons raise
+        return ("object", id(function))
+
+
+def _identity(function: Any) -> Hashable:  # noqa: ANN401
     if isinstance(function, partial):
-        return ("partial", identity(function.func), _key(function.args), _key(function.keywords))
+        return ("partial", _identity(function.func), _key(function.args), _key(function.keywords))
     if isinstance(function, MethodType):
         return ("method", function.__func__, id(function.__self__))
     if isinstance(function, FunctionType):
         return _function_key(function)
     if isinstance(function, OnTarget):
-        return ("on target", identity(function.loss), function.model, function.target)
+        return ("on target", _identity(function.loss), function.model, function.target)
     return _key(function)
 
 
@@ -176,9 +185,10 @@ def _key(value: Any) -> Hashable:  # noqa: ANN401
     if isinstance(value, Tensor):
         return ("object", id(value))  # equal tensors may differ in place: only the same object is the same
     if isinstance(value, partial | MethodType | FunctionType):
-        return identity(value)
+        return _identity(value)
     try:
         hash(value)
     except TypeError:
         return ("object", id(value))
-    return (type(value), value)
+    # 0.0 and -0.0 are equal, but what they lead to is not.
+    return (type(value), value.hex() if isinstance(value, float) else value)

@@ -15,7 +15,6 @@ from fedkd.errors import UserError
 from fedkd.knowledge import Knowledge, SoftLabels, Weights
 from fedkd.learner.base import ClientCard, Learner
 from fedkd.learner.model import Model, fresh
-from fedkd.learner.requests import Predict
 from fedkd.task import Task
 
 K = TypeVar("K", bound=Knowledge)
@@ -121,7 +120,8 @@ class Server(Learner):
 
     def predict(self, models: Sequence[Model], samples: Sequence[Samples]) -> Tensor:
         """Return several models' logits, each on its own view of the same N samples, shape ``(K, N, C)``."""
-        return torch.stack([self.ask(Predict(model, view.inputs)) for model, view in zip(models, samples, strict=True)])
+        pairs = zip(models, samples, strict=True)
+        return torch.stack([self.ask(self._prediction(model, view)) for model, view in pairs])
 
     def soft_labels(self, logits: Tensor) -> SoftLabels:
         """Return logits ``(M, C)`` on this round's public subset as knowledge to be sent.

@@ -7,7 +7,8 @@ each is one call of torch's own kernels, forwards and backwards.
 Other functions, such as ``kl_div`` and ``lstm``, it cannot vectorise before autograd has taken them apart.
 
 And where the backward pass comes after ``vmap``, code must not notice: whether a tensor has a gradient is what torch
-would say without, and what has an effect backwards only, such as a hook, is refused rather than lost.
+would say without, and what has an effect backwards only, such as a hook, is refused rather than lost; so is the graph,
+which is that of all clients.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,17 @@ def _embedding(
     return embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
 
 
+def _embedding_of_torch(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,  # none
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    padding = None if padding_idx < 0 else padding_idx
+    return _embedding(indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
+
+
 def _folded(inputs: Tensor) -> Tensor:
     """Return inputs ``(B, C, ...)`` of K clients as ``(B, K * C, ...)``."""
     return with_batch_at(1, inputs, batch_size(inputs)).flatten(1, 2)
@@ -118,18 +130,21 @@ def _without_vmap(function: Callable[..., Any], tensor: Tensor, *arguments: Any)
 def _refused(function: Callable[..., Any], tensor: Tensor, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
     """Refuse what would be forgotten with the tensor that ``vmap`` has made."""
     if unwrapped(tensor) is not tensor:
-        raise NotImplementedError(f"vmap has no rule for Tensor.{function.__name__}")
+        name = "grad_fn" if function == _GRAPH else function.__name__
+        raise NotImplementedError(f"vmap has no rule for Tensor.{name}")
     return function(tensor, *arguments, **named)
 
 
 _WHOLE = (kl_div, margin_ranking_loss, triplet_margin_loss, torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-_SEEN = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf"))
-_BACKWARDS = (Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook)
+_SEEN = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf"))
+_GRAPH = vars(torch._C.TensorBase)["grad_fn"].__get__
+_BACKWARDS = (Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook, _GRAPH)
 
 _RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     group_norm: _group_norm,
     avg_pool2d: _avg_pool2d,
     embedding: _embedding,
+    torch.embedding: _embedding_of_torch,
     **{function: partial(_taken_apart, function) for function in _WHOLE},
     **{function: partial(_without_vmap, function) for function in _SEEN},
     **{function: partial(_refused, function) for function in _BACKWARDS},

@@ -1,7 +1,7 @@
 """Whether it is worth while to train clients together: their models must allow it, and their steps be small."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedkd.models import ModelSpec, skeleton
+from fedkd.models import ModelSpec, build_aside, kept, skeleton
 from fedkd.seeding import generators_restored
 
 LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
@@ -26,16 +26,30 @@ def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) 
     return batch_size * sum(multiplications(spec) for spec in specs) <= largest
 
 
-@lru_cache
+@kept
 def multiplications(spec: ModelSpec) -> int:
     """Return the number of multiplications of a forward pass of one sample, by torch's own formulas.
 
-    It is counted once in a process, so a model of one's own that draws must not notice whether it was.
+    It is counted once in a process, so a model of one's own that draws, or that keeps what it has seen, must not notice
+    whether it was. And it must not depend on what torch computes a layer with, of which some have no formula.
     """
-    counter = _Multiplications()
-    with generators_restored(), counter, torch.no_grad():
-        skeleton(spec, training=False)(torch.zeros(1, *spec.sample_shape))
+    model, counter = build_aside(spec, seed=0).eval(), _Multiplications()
+    with generators_restored(), _layer_by_layer(), counter, torch.no_grad():
+        model(torch.zeros(1, *spec.sample_shape))
     return counter.total
+
+
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Have recurrent layers and transformers computed by operations that have formulas."""
+    mha, mkldnn = torch.backends.mha, torch.backends.mkldnn
+    before = mha.get_fastpath_enabled(), mkldnn.set_flags(_enabled=False, _allow_tf32=None)[0]
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before[0])
+        mkldnn.set_flags(_enabled=before[1], _allow_tf32=None)
 
 
 class _Multiplications(TorchDispatchMode):

@@ -5,17 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError, unknown
 from fedkd.models import from_torchvision, fusion, image, shapes, signal, spectrogram, vector
+from fedkd.models.attributes import attributes_of, restore
 from fedkd.models.classifier import Classifier
 from fedkd.models.shapes import InputShape, Shape
+from fedkd.seeding import generators_restored, seed_cpu
 
 # Takes (input_shape, feature_width); raises a ValueError that says which shapes it takes, such as "images of ...".
 Architecture = Callable[[InputShape, int], nn.Module]
+F = TypeVar("F", bound=Callable[..., Any])
 
 _ARCHITECTURES: dict[str, Architecture] = {
     "cnn": image.cnn,
@@ -68,6 +72,22 @@ class ModelSpec:
         return shapes.sample_shape(self.input_shape)
 
 
+_KEPT: list[Any] = []
+
+
+def kept(function: F) -> F:
+    """Have what a function makes of a model's specification kept, until :func:`forget`."""
+    cached: Any = lru_cache(function)
+    _KEPT.append(cached)
+    return cached  # type: ignore[no-any-return]  # to be called as the function is
+
+
+def forget() -> None:
+    """Make anew what was made of specifications: an architecture may have been edited since, as in a notebook."""
+    for function in _KEPT:
+        function.cache_clear()
+
+
 def names() -> dict[str, str]:
     """Return the architectures by name, each with a line that describes it."""
     return {name: (function.__doc__ or "").partition("\n")[0] for name, function in sorted(_ARCHITECTURES.items())}
@@ -103,11 +123,11 @@ def build(spec: ModelSpec) -> Classifier:
 
 
 def initialise(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Draw the weights a client starts from; torch's global generator is left as it was.
+    """Draw the weights a client starts from; the global generators are left as they were.
 
     Args:
         spec: the model.
-        seed: the same seed gives the same weights.
+        seed: the same seed gives the same weights, of an architecture that draws from NumPy or Python as well.
         dtype: type of the floating-point entries. Values are drawn in torch's default type first, so a float64 start
             is the float32 start, widened. Counters such as ``num_batches_tracked`` keep their type.
 
@@ -117,14 +137,14 @@ def initialise(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -
     Raises:
         UserError: see :func:`build`.
     """
-    model = _build_aside(spec, seed)
+    model = build_aside(spec, seed)
     entries = chain(model.named_parameters(), model.named_buffers())
     return {name: value.detach().to(dtype if value.is_floating_point() else value.dtype) for name, value in entries}
 
 
-@lru_cache
+@kept
 def skeleton(spec: ModelSpec, *, training: bool = True) -> Classifier:
-    """Return the shared module that ``torch.func.functional_call`` runs with weights from elsewhere.
+    """Return the shared module that says what a model is made of.
 
     Its own weights mean nothing and must not be changed. Training and evaluation mode are two modules, so that nobody
     has to switch the mode of a shared one.
@@ -139,14 +159,13 @@ def skeleton(spec: ModelSpec, *, training: bool = True) -> Classifier:
     Raises:
         UserError: see :func:`build`.
     """
-    return _build_aside(spec, seed=0).train(training).requires_grad_(False)
+    return build_aside(spec, seed=0).train(training)
 
 
-def _build_aside(spec: ModelSpec, seed: int) -> Classifier:
-    """Build a model from a seed without disturbing torch's global generators."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also seed the generators of CUDA devices, which are not restored here.
-        torch.default_generator.manual_seed(seed)
+def build_aside(spec: ModelSpec, seed: int) -> Classifier:
+    """Build a model from a seed without disturbing the global generators (see :func:`build`)."""
+    with generators_restored():
+        seed_cpu(seed)
         return build(spec)
 
 
@@ -196,14 +215,23 @@ def _expect_features(features: nn.Module, spec: ModelSpec) -> None:
     wanted = f"{_place(spec)} features of shape {expected} for two samples"
     if not isinstance(features, nn.Module):
         raise UserError(f"{_place(spec)} a torch.nn.Module, found {type(features).__name__}.")
+    built = attributes_of(features)
     try:
         with torch.no_grad():
             found = tuple(features.eval()(torch.zeros(2, *spec.sample_shape)).shape)
     except Exception as error:
         raise UserError(f"{wanted}, but: {_cause(error)}.") from error
     features.train()
+    restore(built)
     if found != expected:
         raise UserError(f"{wanted}, found {found}.")
+    for name, parameter in features.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            remedy = "weights come from elsewhere; register it on what the forward pass computes"
+            raise UserError(f"{_place(spec)} no hook on a parameter, found one on {name!r}: {remedy}.")
+        if parameter.is_complex():
+            remedy = "keep real and imaginary parts"
+            raise UserError(f"{_place(spec)} real parameters, found {parameter.dtype} in {name!r}; {remedy}.")
 
 
 def _place(spec: ModelSpec) -> str:

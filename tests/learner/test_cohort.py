@@ -224,6 +224,21 @@ def test_a_clients_bits_do_not_depend_on_the_others(
         assert same_bits(found, expected[member])
 
 
+def smooth(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    """An architecture with functions that torch computes otherwise for the last elements of a tensor."""
+    maps = [nn.Conv2d(input_shape[0], 6, 3), nn.GELU(), nn.Conv2d(6, 5, 3), nn.SiLU(), nn.Flatten()]
+    return nn.Sequential(*maps, nn.Linear(80, 24), nn.Softplus(), nn.Linear(24, feature_width))
+
+
+def test_nor_do_they_with_functions_whose_last_elements_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_models", sys.modules[__name__])
+    requests = [request(k, 5 + k % 3, spec("own_models:smooth"), torch.float32, batch_size=5) for k in range(20)]
+    expected = answer_together(requests)
+    for size in range(1, 20):
+        found = answer_together(requests[:size])
+        assert [k for k in range(size) if not same_bits(found[k], expected[k])] == []
+
+
 def test_predictions_are_made_one_by_one() -> None:
     inputs = torch.randn(5, 1, 8, 8, dtype=torch.float64)
     asked = [Predict(one.models["student"], inputs) for one in doubles(spec("cnn-bn"))]

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -438,6 +439,107 @@ def test_one_client_at_fault_costs_the_others_little(groups: list[int]) -> None:
 
     assert [k for k, model in enumerate(found) if isinstance(model, Exception)] == [11]
     assert groups == [16, 8, 8, 4, 2, 2, 1, 1, 4]
+
+
+def exiting(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    raise SystemExit(3)
+
+
+def among_themselves() -> Objective:
+    """Return an objective that holds another one, which holds it."""
+
+    def first(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        return supervised(networks, batch, frozen) if batch.inputs.numel() else second(networks, batch, frozen)
+
+    def second(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        return first(networks, batch, frozen)
+
+    return first
+
+
+class Unhashable:
+    """An objective that cannot be compared."""
+
+    def __call__(self, networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        return supervised(networks, batch, frozen)
+
+    def __hash__(self) -> int:
+        raise RuntimeError("cannot be compared")
+
+
+@both
+@pytest.mark.parametrize("objective", [exiting, among_themselves(), Unhashable()])
+def test_one_clients_odd_objective_is_no_others_concern(execute: Executor[Any], objective: Objective) -> None:
+    def program(client: int) -> Program[Model]:
+        return lambda ask: ask(request(client, supervised if client else objective))["student"]
+
+    odd, *others = execute([program(client) for client in range(4)])
+
+    assert others
+    assert all(isinstance(model, Model) for model in others)
+    if objective is exiting:
+        assert isinstance(odd, RuntimeError)
+        assert str(odd) == "the client half called exit(3)"
+    else:
+        assert isinstance(odd, Model)
+
+
+def drawing(input_shape: tuple[int, ...], feature_width: int) -> torch.nn.Module:
+    return Drawing(input_shape[0], feature_width)
+
+
+class Drawing(torch.nn.Module):
+    """Drops in evaluation too."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(inputs, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.dropout(self.layer(inputs), 0.5, training=True)
+
+
+def test_predictions_that_draw_do_so_on_their_own_seeds() -> None:
+    spec = ModelSpec(f"{__name__}:drawing", (5,), CLASSES, feature_width=8)
+
+    def program(client: int, seed: int) -> Program[Tensor]:
+        return lambda ask: ask(Predict(fresh(spec, client, torch.empty(0)), torch.ones(6, 5), seed=seed))
+
+    programs = [program(client, client) for client in range(3)]
+    expected = one_by_one(programs)
+    for order in ([0, 1, 2], [2, 1, 0], [1]):
+        for k, found in zip(order, lockstep([programs[k] for k in order]), strict=True):
+            assert torch.equal(found, expected[k])
+    assert not torch.equal(one_by_one([program(0, 7)])[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_short_memory_on_a_cpu_is_told_too(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(requests: Sequence[Request]) -> list[Any]:
+        raise error
+
+    monkeypatch.setattr(executor, "answer_together", short)
+    assert lockstep([training(client) for client in range(2)]) == [error, error]
+
+
+def test_what_failed_together_is_freed_before_the_halves_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def short(requests: Sequence[Request]) -> list[Any]:
+        alive.append(sum(reference() is not None for reference in held))
+        stacked = torch.zeros(len(requests))
+        held.append(weakref.ref(stacked))
+        if len(requests) > 1:
+            raise torch.OutOfMemoryError("more than there is")
+        return answer_together(requests)
+
+    monkeypatch.setattr(executor, "answer_together", short)
+    assert all(isinstance(model, Model) for model in lockstep([training(client) for client in range(4)]))
+    assert len(alive) >= 7
+    assert not any(alive)
 
 
 def test_where_memory_is_short_nobody_trains_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

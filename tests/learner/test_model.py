@@ -27,8 +27,8 @@ def inputs(rows: int = 7) -> Tensor:
 def test_parameters_and_buffers_are_those_of_the_module() -> None:
     model, module = fresh(SPEC, 0, LIKE), models.build(SPEC)
     assert list(model.parameters) == [name for name, _ in module.named_parameters()]
-    assert list(model.buffers) == [name for name, _ in module.named_buffers()]
-    assert "features.1.running_mean" in model.buffers
+    assert list(model.others) == [name for name, _ in module.named_buffers()]
+    assert "features.1.running_mean" in model.others
     assert set(model.tensors) == set(module.state_dict())
     assert all(model.parameters[name] is model.tensors[name] for name in model.parameters)
 
@@ -86,7 +86,7 @@ def test_the_two_halves_make_the_whole() -> None:
 def test_gradients_reach_the_bound_tensors() -> None:
     model = fresh(SPEC, 0, LIKE)
     leaves = {name: p.clone().requires_grad_() for name, p in model.parameters.items()}
-    Network(SPEC, {**leaves, **model.buffers})(inputs()).sum().backward()
+    Network(SPEC, {**leaves, **model.others})(inputs()).sum().backward()
     module = module_of(model).eval()
     module(inputs()).sum().backward()
     for name, parameter in module.named_parameters():

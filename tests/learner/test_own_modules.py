@@ -1,8 +1,8 @@
 """What models and objectives of users' own may do: under either plan they train as in a loop by hand."""
 
-import copy
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from fedkd.data.samples import Samples
 from fedkd.learner.cohort import fit_cohort
 from fedkd.learner.executor import Executor, Program, lockstep, one_by_one
-from fedkd.learner.fit import batches, fit
-from fedkd.learner.model import Model, fresh
-from fedkd.learner.requests import Ask, Batch, Fit, Objective
-from fedkd.models import ModelSpec, skeleton
+from fedkd.learner.fit import batches, fit, predict
+from fedkd.learner.model import Model, Network, _bench, fresh
+from fedkd.learner.requests import Ask, Batch, Fit, Objective, Predict
+from fedkd.models import ModelSpec, build
 from fedkd.optimisers import Optimiser
 
 CLIENTS, CLASSES, STEPS, CHANNELS = 5, 3, 4, 2
@@ -43,20 +43,22 @@ def request(client: int, architecture: Architecture, objective: Objective = supe
 
 
 def by_hand(asked: Fit) -> dict[str, Tensor]:
-    """Return the parameters after a plain loop of torch's own."""
+    """Return parameters and buffers after a plain loop of torch's own."""
     model, samples = asked.models["student"], asked.samples
-    module = copy.deepcopy(skeleton(model.spec, training=True)).double().requires_grad_(True)
+    module = build(model.spec).double()
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(model.tensors[name])
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            tensor.copy_(model.tensors[name])
+    ours = asked.optimiser
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[ours.name]
+    optimiser = kind(module.parameters(), lr=ours.lr, weight_decay=ours.weight_decay)
     for rows in batches(len(samples), asked.epochs, asked.batch_size, asked.seed):
         optimiser.zero_grad()
         networks: Any = {"student": module}
         batch = Batch(samples.inputs[rows], {"labels": samples.labels[rows]})
         asked.objective(networks, batch, {}).backward()
         optimiser.step()
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return {name: tensor.detach() for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
 
 
 def answered(execute: Executor[Any], requests: list[Fit]) -> list[Any]:
@@ -74,7 +76,7 @@ def assert_as_by_hand(execute: Executor[Any], requests: list[Fit]) -> None:
     for asked, model in zip(requests, answered(execute, requests), strict=True):
         assert isinstance(model, Model), model
         expected = by_hand(asked)
-        assert expected.keys() == model.parameters.keys()
+        assert expected.keys() == model.tensors.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(model.tensors[name], tensor, rtol=0, atol=1e-12)
 
@@ -166,6 +168,59 @@ class Shrinking(nn.Module):
         return features
 
 
+class PartlyFrozen(nn.Module):
+    """Its author trains the last layer only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(STEPS * CHANNELS, 8), nn.Linear(8, width)
+        self.first.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.last(self.first(inputs.flatten(1)).tanh())
+        return features
+
+
+class Closing(nn.Module):
+    """Holds on to itself in a function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(STEPS * CHANNELS, width)
+        self.activated = lambda inputs: self.layer(inputs).tanh()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.activated(inputs.flatten(1))
+        return features
+
+
+class Cooling(nn.Module):
+    """Keeps a temperature, which falls, and what it has seen."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer, self.temperature, self.seen = nn.Linear(STEPS * CHANNELS, width), 2.0, list[Tensor]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.temperature *= 0.9
+        features: Tensor = self.layer(inputs.flatten(1)) / self.temperature
+        self.seen.append(features)
+        return features
+
+
+class Looking(nn.Module):
+    """Calls what ``torch.nn.functional.embedding`` calls."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.last = nn.Parameter(torch.ones(7, 6)), nn.Linear(6, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        words = (3 * inputs.abs()).long().flatten(1) % 7
+        features: Tensor = self.last(torch.embedding(self.table, words, 0).mean(1))
+        return features
+
+
 def tied(shape: tuple[int, ...], width: int) -> nn.Module:
     return Tied(width)
 
@@ -206,11 +261,28 @@ def shrinking(shape: tuple[int, ...], width: int) -> nn.Module:
     return Shrinking(width)
 
 
+def partly_frozen(shape: tuple[int, ...], width: int) -> nn.Module:
+    return PartlyFrozen(width)
+
+
+def closing(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Closing(width)
+
+
+def cooling(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Cooling(width)
+
+
+def looking(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Looking(width)
+
+
 def plain(shape: tuple[int, ...], width: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(STEPS * CHANNELS, width))
 
 
-MODULES = [tied, padded, bounded, by_frequency, lstm, gru, rnn, images, hooked, shrinking]
+MODULES = [tied, padded, bounded, by_frequency, lstm, gru, rnn, images, hooked, shrinking, partly_frozen, closing]
+MODULES += [cooling, looking]
 
 
 @both
@@ -219,12 +291,24 @@ def test_a_module_trains_as_by_hand(execute: Executor[Any], architecture: Archit
     assert_as_by_hand(execute, [request(client, architecture) for client in range(CLIENTS)])
 
 
-@pytest.mark.parametrize("architecture", [tied, padded, lstm, gru, rnn, images, shrinking])
+@pytest.mark.parametrize("architecture", [tied, padded, lstm, gru, rnn, images, shrinking, closing, looking])
 def test_what_can_be_vectorised_is(architecture: Architecture) -> None:
     requests = [request(client, architecture) for client in range(CLIENTS)]
     for asked, models in zip(requests, fit_cohort(requests), strict=True):
         for name, tensor in by_hand(asked).items():
             torch.testing.assert_close(models["student"].tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+def test_what_a_module_keeps_is_over_with_its_client() -> None:
+    asked = request(0, cooling)
+    prediction = Predict(asked.models["student"], asked.samples.inputs)
+    first, trained = predict(prediction), fit(asked)["student"]
+    again, trained_again = predict(prediction), fit(asked)["student"]
+    assert torch.equal(first, again)
+    assert all(torch.equal(tensor, trained_again.tensors[name]) for name, tensor in trained.tensors.items())
+    part = _bench(asked.models["student"].spec, 0)[0].features
+    assert isinstance(part, Cooling)
+    assert part.seen == []  # or the last client's data would never be freed
 
 
 # -- objectives
@@ -256,7 +340,19 @@ def knowing_its_graph(networks: Networks, batch: Batch, frozen: Tensors) -> Tens
     return F.cross_entropy(logits, batch.labels) * (2.0 if all(known) else 1.0)
 
 
-OBJECTIVES = [tempered, each_sample, reversed_by_a_hook, knowing_its_graph]
+def normalised_in_its_graph(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    logits = networks["student"](batch.inputs)
+    graph: Any = logits.grad_fn
+    graph.register_prehook(lambda gradients: (gradients[0] / gradients[0].norm(),))
+    return F.cross_entropy(logits, batch.labels)
+
+
+def of_the_head(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    features = networks["student"].features(batch.inputs).detach()
+    return F.cross_entropy(networks["student"].head(features), batch.labels)
+
+
+OBJECTIVES = [tempered, each_sample, reversed_by_a_hook, knowing_its_graph, normalised_in_its_graph, of_the_head]
 
 
 @both
@@ -266,6 +362,38 @@ def test_an_objective_trains_as_by_hand(
     execute: Executor[Any], objective: Objective, architecture: Architecture
 ) -> None:
     assert_as_by_hand(execute, [request(client, architecture, objective) for client in range(CLIENTS)])
+
+
+@both
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_an_objective_does_not_use_does_not_decay(execute: Executor[Any], name: str) -> None:
+    optimiser = Optimiser(name, 0.1, weight_decay=0.1)
+    requests = [replace(request(client, images, of_the_head), optimiser=optimiser) for client in range(CLIENTS)]
+    assert_as_by_hand(execute, requests)
+
+
+@both
+def test_an_objective_may_train_another_model(execute: Executor[Any]) -> None:
+    """Here one of the same architecture, which runs in the same module."""
+    other = replace(request(4, plain), seed=9)
+    known = fit(other)["student"]
+
+    def program(client: int, asks: bool) -> Program[Model]:
+        def run(ask: Ask) -> Model:
+            def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+                teacher = ask(other)["student"] if asks else known
+                soft = Network(teacher.spec, teacher.tensors)(batch.inputs)
+                return F.mse_loss(networks["student"](batch.inputs), soft)
+
+            student: Model = ask(request(client, plain, taught))["student"]
+            return student
+
+        return run
+
+    within, before = (execute([program(client, asks) for client in range(3)]) for asks in (True, False))
+    for first, second in zip(within, before, strict=True):
+        for name, tensor in first.tensors.items():
+            torch.testing.assert_close(tensor, second.tensors[name], rtol=0, atol=1e-12)
 
 
 def nothing(networks: Networks, batch: Batch, frozen: Tensors) -> Any:

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fedkd.learner.fit import predict
 from fedkd.learner.model import fresh
 from fedkd.learner.requests import Predict
 from fedkd.learner.worth import multiplications, worth_it
-from fedkd.models import ModelSpec, skeleton
+from fedkd.models import ModelSpec, forget, skeleton
 from fedkd.seeding import seed_everything
 
 
@@ -40,6 +41,44 @@ def test_multiplications_are_half_of_what_torch_counts(architecture: str) -> Non
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         skeleton(spec, training=False)(torch.zeros(1, 3, 16, 16))
     assert multiplications(spec) == counter.get_total_flops() / 2
+
+
+def recurrent(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    """For this layer torch has kernels of its own, which are no multiplications to its counter."""
+    return Last(nn.LSTM(input_shape[1], feature_width, batch_first=True))
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        states: Tensor = self.layer(inputs)[0]
+        return states[:, -1]
+
+
+def attentive(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(input_shape[1], 2, feature_width, batch_first=True)
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(input_shape[0] * input_shape[1], feature_width))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (recurrent, 6 * 4 * 8 * (4 + 8)),  # steps, gates, width, what goes in
+        # Queries, keys, values and what they are projected to; scores and their sums; two layers; the last one.
+        (attentive, 6 * 4 * 4 * 4 + 2 * 6 * 6 * 4 + 6 * 2 * 4 * 8 + 6 * 4 * 8),
+    ],
+)
+def test_what_torch_computes_in_one_piece_is_counted(architecture: Any, expected: int) -> None:
+    """And however often a model was built before: a process that only trains counts the same."""
+    spec = ModelSpec(f"{__name__}:{architecture.__name__}", (6, 4), 3, feature_width=8)
+    for _ in range(2):
+        assert multiplications(spec) == expected + 8 * 3
+        forget()
 
 
 def test_to_count_does_not_import_a_compiler() -> None:
@@ -72,7 +111,7 @@ def test_a_model_that_draws_does_not_notice_that_it_was_counted() -> None:
     found = []
     for cold in (True, False):
         if cold:
-            multiplications.cache_clear()
+            forget()
         seed_everything(5)
         found.append(predict(Predict(model, torch.zeros(2, 1, 4, 4))))
     assert torch.equal(*found)

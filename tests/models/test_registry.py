@@ -1,11 +1,14 @@
 """From names to models: reproducible starts, shared skeletons, and helpful refusals."""
 
 import dataclasses
+import random
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,6 +48,24 @@ class Failing(nn.Module):
         raise RuntimeError("at\nwork")
 
 
+def with_hook(width: int) -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.LazyLinear(width))
+    module(torch.zeros(1, 1, 4, 4))
+    module[1].weight.register_hook(lambda gradient: 0.1 * gradient)
+    return module
+
+
+class Complex(nn.Module):
+    """Turns its inputs by complex weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.turn, self.width = nn.Parameter(torch.ones(16, width, dtype=torch.complex64)), width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs.flatten(1).to(torch.complex64) @ self.turn).abs()
+
+
 class Pair(nn.Module):
     """A feature part that gives no tensor."""
 
@@ -66,6 +87,8 @@ FAILING = {
     "other_arguments": (lambda shape: nn.Flatten(), "but: TypeError: .*2 were given"),
     "no_function": (3, "but: TypeError: 'int' object is not callable"),
     "no_module": (lambda *_: 3, "expected a torch.nn.Module, found int"),
+    "hook": (lambda shape, width: with_hook(width), r"no hook on a parameter, found one on '1\.weight': weights come"),
+    "complex": (lambda shape, width: Complex(width), r"real parameters, found torch\.complex64 in 'turn'; keep real"),
     "at_work": (lambda *_: Failing(), r"features of shape \(2, 5\) for two samples, but: RuntimeError: at work\."),
     "no_tensor": (lambda *_: Pair(), "for two samples, but: AttributeError: 'tuple' object"),
     "other_input": (lambda *_: nn.Linear(3, 5), "for two samples, but: RuntimeError: .*mat1 and mat2"),
@@ -111,7 +134,33 @@ def test_a_skeleton_is_shared_and_keeps_its_mode() -> None:
     assert models.skeleton(spec) is models.skeleton(dataclasses.replace(spec))
     assert models.skeleton(spec).training
     assert not models.skeleton(spec, training=False).training
-    assert not any(parameter.requires_grad for parameter in models.skeleton(spec).parameters())
+
+
+def test_an_edited_architecture_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[__name__]
+    spec = ModelSpec(f"{__name__}:edited", (4,), classes=3, feature_width=5)
+    monkeypatch.setattr(module, "edited", lambda shape, width: nn.Linear(*shape, width), raising=False)
+    assert isinstance(models.skeleton(spec).features, nn.Linear)
+    monkeypatch.setattr(module, "edited", lambda shape, width: nn.Sequential(nn.Linear(*shape, width), nn.Tanh()))
+    models.forget()
+    assert isinstance(models.skeleton(spec).features, nn.Sequential)
+
+
+def test_an_architecture_that_draws_from_numpy_starts_from_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(shape: tuple[int, ...], width: int) -> nn.Module:
+        layer = nn.Linear(*shape, width)
+        layer.bias.data.fill_(float(np.random.normal()) + random.random())  # noqa: S311 - no secret
+        return layer
+
+    monkeypatch.setattr(sys.modules[__name__], "edited", drawn, raising=False)
+    spec = ModelSpec(f"{__name__}:edited", (4,), classes=3, feature_width=5)
+    random.seed(1)
+    numpys: Any = np.random.get_state
+    before = random.getstate(), numpys()[1].tolist()
+    first, again, other = (models.initialise(spec, seed)["features.bias"] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (random.getstate(), numpys()[1].tolist()) == before
 
 
 def test_names_describe_every_architecture() -> None:
