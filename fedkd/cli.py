@@ -4,6 +4,8 @@ Results go to standard output, progress and errors to standard error. Exit codes
 in what the user gave, 3 lost sight of a run that may go on, 130 interrupted.
 """
 
+import ctypes
+import errno
 import json
 import os
 import shlex
@@ -16,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 from click import ClickException
+from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +36,8 @@ LOST_SIGHT = 3
 INTERRUPTED = 130
 """Exit code of a program that was told to stop."""
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+_UNPRINTABLE = {errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF}
+"""Why standard output may take nothing."""
 WIDTH = 120
 """Columns of a table that is not printed to a terminal."""
 
@@ -84,8 +89,7 @@ def run(
         with nullcontext(out) if out else new_folder(_usual(experiment)) as folder:
             with _telling_how_to_go_on(folder), RoundProgress([experiment.strategy], experiment.rounds) as progress:
                 summary = simulate(experiment, out=folder, on_round=progress.advance).summary
-            gained = _train_alone(experiment, folder)
-            report = _report(folder)
+            gained, report = _train_alone(experiment, folder), _report(folder)
     _show(summary, report, as_json, gained)
 
 
@@ -107,8 +111,7 @@ def resume(
             shown = [run.experiment.strategy], run.experiment.rounds, len(run.records)
             with _telling_how_to_go_on(folder), RoundProgress(*shown) as progress:
                 summary = go_on(run, progress.advance).summary
-        gained = _train_alone(run.experiment, folder)
-        report = _report(folder)
+        gained, report = _train_alone(run.experiment, folder), _report(folder)
     _show(summary, report, as_json, gained)
 
 
@@ -180,25 +183,39 @@ app.command()(doctor)
 def main() -> None:
     """Run the command line, turning mistakes and failed runs into one message and an exit code."""
     stop_in_order()
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    if "--json" in sys.argv:  # what is printed when the process ends, by whomever, is none of the result
+        os.dup2(_STANDARD_ERROR, _STANDARD_OUTPUT)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="fedkd", standalone_mode=False)
+        _flush()
     except ClickException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "fedkd"
-        return _say(f"error: {error.format_message().rstrip('.')}; see {command} --help.", error.exit_code)
+        return error.exit_code if isinstance(error, NoArgsIsHelpError) else _say(_misused(error), error.exit_code)
     except UserError as error:
         return _say(f"error: {error}", 2)
     except (LostSightError, InterruptedRunError) as error:
         return _say(str(error), LOST_SIGHT if isinstance(error, LostSightError) else INTERRUPTED)
     except RunError as error:
         return _say("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", [])]), 1)
-    if code == INTERRUPTED:
-        return _say("interrupted", INTERRUPTED)
-    return int(code or 0)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNPRINTABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)  # what is still to be written there
+        return _say(f"the output cannot be printed ({error.strerror})", 1)
+    return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
+
+
+def _misused(error: ClickException) -> str:
+    """Return in one line what is wrong with a command."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "fedkd"
+    said, _, hint = " ".join(error.format_message().split()).rstrip(".").partition(" Did you mean")
+    hint = hint.partition(" Did you mean")[0].rstrip("?")  # click says it, and Typer once more
+    return f"error: {said}{f' Did you mean{hint}?' if hint else ''}; see {command} --help."
 
 
 @contextmanager
@@ -236,7 +253,11 @@ def _train_alone(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
 def _report(folder: Path) -> Path:
     from fedkd.report import write_report  # matplotlib takes a second: only once there is something to draw
 
-    return write_report(folder)
+    try:
+        return write_report(folder)
+    except KeyboardInterrupt:
+        with _telling_how_to_go_on(folder):
+            raise
 
 
 def _show(summary: Mapping[str, Any], report: Path, as_json: bool, gained: list[dict[str, Any]]) -> None:
@@ -280,8 +301,18 @@ def _output_for_results(as_json: bool) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        _flush()
         os.dup2(results, _STANDARD_OUTPUT)
         os.close(results)
+
+
+def _flush() -> None:
+    """Write out what Python and C still hold for standard output."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
 
 
 def _usual(experiment: Experiment, ending: str = "") -> Path:

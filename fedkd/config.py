@@ -1,7 +1,7 @@
 """The experiment: all that decides a run's result, read from one TOML file and checked before anything starts."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -152,7 +152,7 @@ class EngineSettings(Section):
     gpus_per_worker: float = Field(0.0, ge=0, description="share of a GPU that one worker holds")
     plan: Literal["one-by-one", "cohorts"] = Field("one-by-one", description="how clients are trained")
     cohort_size: int = Field(64, ge=2, description="largest number of clients in one vectorised step")
-    threads: int = Field(1, ge=1, description="torch threads per process")
+    threads: int = Field(1, ge=1, le=1024, description="torch threads per process")
     evaluate_every: int = Field(1, ge=0, description="rounds between evaluations; the last round always is; 0: only it")
     checkpoint_every: int = Field(
         1, ge=0, description="rounds between checkpoints in the run folder, where fedkd resume goes on; 0: none"
@@ -262,9 +262,10 @@ def loads(text: str, overrides: Mapping[str, Any] | Sequence[str] = (), where: s
         values = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise UserError(f"{where}: expected TOML, found a mistake: {error}.") from error
-    if not isinstance(overrides, Mapping):
-        overrides = dict(_parse_override(item) for item in overrides)
-    return parse(values, overrides, where)
+    if isinstance(overrides, Mapping):
+        return parse(values, overrides, where)
+    given = dict(_parse_override(item) for item in overrides)
+    return parse(values, given, where, given)
 
 
 def dotted(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -276,8 +277,10 @@ def dotted(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield f"{above}{name}", value
 
 
-def parse(values: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Experiment:
-    """Check plain values with overrides applied.
+def parse(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], where: str, given: Collection[str] = ()
+) -> Experiment:
+    """Check plain values with overrides applied (see :func:`validate` for the other arguments).
 
     Raises:
         UserError: names file, key, what was expected and what was found.
@@ -285,11 +288,17 @@ def parse(values: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -
     merged: dict[str, Any] = _deep_copy(values)
     for key, value in overrides.items():
         _assign(merged, key, value)
-    return validate(Experiment, merged, where)
+    return validate(Experiment, merged, where, given)
 
 
-def validate(schema: type[S], values: Mapping[str, Any], where: str) -> S:
+def validate(schema: type[S], values: Mapping[str, Any], where: str, given: Collection[str] = ()) -> S:
     """Check plain values against a schema, turning the first mistake into one line.
+
+    Args:
+        schema: what they must be.
+        values: nested as the schema is.
+        where: they come from, but for those that were given.
+        given: dotted keys that were given on the command line.
 
     Raises:
         UserError: names place, key, what was expected and what was found; unknown keys get the nearest valid one.
@@ -299,6 +308,8 @@ def validate(schema: type[S], values: Mapping[str, Any], where: str) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = [str(part) for part in first["loc"] if part not in _UNION_MEMBERS]
+        if any(".".join(path).startswith(key) for key in given):
+            where = "--set"
         if first["type"] == "extra_forbidden":
             raise unknown(
                 "key", ".".join(path), [".".join([*path[:-1], key]) for key in _keys(schema, path[:-1])], where

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,6 +24,7 @@ from fedkd.app.run_folder import (
     read_lines,
     write_file,
 )
+from fedkd.app.told import TOLD
 from fedkd.config import Experiment
 from fedkd.engine.resume import CutOff, go_on, opened
 from fedkd.engine.simulate import simulate
@@ -49,18 +50,33 @@ def measure(experiment: Experiment, folder: Path, on_round: OnRound = lambda rec
         on_round: called after every round of the clients alone with its record.
 
     Returns:
-        The rows of :func:`gains`.
+        The rows of :func:`gains`; none if no client was measured with the strategy.
 
     Raises:
         RunError: the clients alone could not be trained.
+        UserError: the records of the finished run are damaged.
     """
     if (folder / GAINS).exists():
-        written: list[dict[str, Any]] = json.loads((folder / GAINS).read_text(encoding="utf-8"))
-        return written
-    rounds, clients = (read_lines(folder / name) for name in (ROUNDS, CLIENTS))
+        return _read(folder / GAINS, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    rounds, clients = (_read(folder / name, read_lines) for name in (ROUNDS, CLIENTS))
+    if len(rounds) != experiment.rounds:
+        found = f"found {len(rounds)}: restore the file, or start the run again"
+        raise UserError(f"{folder / ROUNDS}: expected the records of {experiment.rounds} rounds, {found}.")
+    if not clients:
+        name = experiment.strategy
+        TOLD.warning("alone: strategy %r has no clients that are measured, so none is trained alone", name)
+        return []
     rows = gains(clients, _trained_alone(alone(experiment, rounds, clients), folder / ALONE, on_round))
     write_gains(folder, rows)
     return rows
+
+
+def _read(path: Path, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        remedy = "delete it, and go on again" if path.name == GAINS else "restore it, or start the run again"
+        raise UserError(f"{path}: expected records as JSON, but: {error}; {remedy}.") from error
 
 
 def _trained_alone(experiment: Experiment, folder: Path, on_round: OnRound) -> Sequence[Row]:
@@ -98,6 +114,8 @@ def alone(experiment: Experiment, rounds: Sequence[Row], clients: Sequence[Row])
 def gains(together: Sequence[Row], alone: Sequence[Row]) -> list[dict[str, Any]]:
     """Return for each view how much better its clients are with the strategy than alone.
 
+    A client that only one of the runs could measure is left out, with a warning.
+
     Args:
         together: one record per client of the strategy's run, as in ``clients.jsonl``.
         alone: likewise, of the clients alone.
@@ -106,17 +124,14 @@ def gains(together: Sequence[Row], alone: Sequence[Row]) -> list[dict[str, Any]]
         A row for each view, in the order in which clients hold them, with ``view``, ``clients`` (their number),
         ``missing`` (training samples that lack the view), ``alone`` and ``together`` (mean accuracy on the global test
         set, 0 to 1) and ``gain`` (the difference).
-
-    Raises:
-        UserError: the two runs measured different clients.
     """
     before = {row["client"]: row for row in alone}
-    if {row["client"] for row in together} != before.keys():
-        found = f"{len(together)} with the strategy and {len(before)} alone"
-        raise UserError(f"gains: expected the same clients in both runs, found {found} that could be measured.")
+    both = [row for row in together if row["client"] in before]
+    if left := sorted({row["client"] for row in together} ^ before.keys()):
+        TOLD.warning("gains: without %s, measured in one of the two runs only", ", ".join(left))
     rows = []
-    for view in dict.fromkeys(row["view"] for row in together):
-        members = [row for row in together if row["view"] == view]
+    for view in dict.fromkeys(row["view"] for row in both):
+        members = [row for row in both if row["view"] == view]
         with_, without = (_accuracy(records) for records in (members, [before[row["client"]] for row in members]))
         missing = sum(row["missing"].get(view, 0) for row in members)
         rows.append(

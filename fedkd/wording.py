@@ -7,8 +7,10 @@ import traceback
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from types import CodeType
 
 _FOLDERS = (str(Path(__file__).parent), *(str(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+_OURS = f"{Path(__file__).parent.resolve()}{os.sep}"
 _NOT_THE_USERS = tuple(f"{Path(folder).resolve()}{os.sep}" for folder in _FOLDERS)
 """Folders of our own code, of Python's and of libraries."""
 
@@ -27,12 +29,19 @@ def last_line(text: str, most: int = 300) -> str:
 def traceback_of(error: BaseException) -> str:
     """Return an error's traceback without the frames, ours and libraries', above the user's first one.
 
-    All of it if the user has none, such as in a strategy that was installed.
+    All of it if the user has none, such as in a strategy that was installed; and nothing but what the error says if it
+    comes from a check of ours, as when a half of a strategy returns something else than its card says.
     """
-    frames = first = error.__traceback__
+    frames = first = last = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
-        first = first.tb_next
+        last, first = first, first.tb_next
+    if first is None and last is not None and _is_check(last.tb_frame.f_code):
+        return "".join(traceback.format_exception_only(error))
     return "".join(traceback.format_exception(type(error), error, first or frames))
+
+
+def _is_check(code: CodeType) -> bool:
+    return code.co_filename.startswith(_OURS) and code.co_name.lstrip("_").startswith("expect")
 
 
 def brief(text: str) -> str:

@@ -15,6 +15,7 @@ from fedkd import config
 from fedkd.app.run_folder import locked
 from fedkd.app.state import write_atomically
 from fedkd.cli import main
+from fedkd.engine.resume import go_on
 from fedkd.engine.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,6 +208,66 @@ def test_whatever_a_strategy_prints_the_json_stands_alone(here, fedkd_):
         assert all(f"a word of {word}" in done.stderr for word in ("client-0", "another program", *once))
 
 
+ALOUD = """
+import atexit, ctypes, sys
+from fedkd.strategy import MethodCard, Strategy
+class Aloud(Strategy):
+    card = MethodCard(title='-', authors='-', year=2026)
+    def client_round(self, client, received):
+        print("past the redirection", file=sys.__stdout__)
+        ctypes.CDLL(None).printf(b"from C\\n")
+    def server_round(self, server, replies):
+        atexit.register(print, "at the end")
+"""
+
+
+def test_nor_does_what_is_held_back_until_the_end_reach_the_json(here):
+    (here / "strategies").mkdir()
+    (here / "strategies" / "aloud.py").write_text(ALOUD)
+    asked = [
+        sys.executable,
+        "-m",
+        "fedkd",
+        "run",
+        "tiny.toml",
+        "--set",
+        "strategy=aloud",
+        "--set",
+        "rounds=1",
+        "--json",
+    ]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(asked, env=buffered, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["strategy"] == "aloud"
+    assert all(word in done.stderr for word in ("past the redirection", "from C", "at the end"))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import sys\nsys.exit(0)", "could not be imported: SystemExit: 0"),
+        ("{class}    def client_models(self, client):\n        raise SystemExit(0)", "failed when it was asked"),
+        ("{class}    def check_clients(self, clients):\n        1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_strategy_that_exits_or_fails_before_the_start_is_no_success(here, fedkd_, code, expected):
+    head = (
+        "from fedkd.strategy import MethodCard, Strategy\n"
+        "class Exiting(Strategy):\n"
+        "    card = MethodCard(title='-', authors='-', year=2026)\n"
+        "    def client_round(self, client, received): pass\n"
+        "    def server_round(self, server, replies): pass\n"
+    )
+    name = f"exiting_{len(code)}"
+    (here / "strategies").mkdir()
+    (here / "strategies" / f"{name}.py").write_text(code.replace("{class}", head))
+    done = fedkd_("run", "tiny.toml", "--set", f"strategy={name}")
+    assert done.returncode in {1, 2}
+    assert expected in done.stderr
+    assert not (here / "runs").exists()
+
+
 # --- resume
 
 
@@ -266,6 +327,57 @@ def test_resume_also_trains_the_clients_alone_from_wherever_that_was(here, fedkd
     assert json.loads(done.stdout)["gains"] == whole["gains"] == json.loads((folder / "gains.json").read_text())
     assert "image@4" in (folder / "report.html").read_text()
     assert "found a complete one" in fedkd_("resume", str(folder)).stderr
+
+
+def test_clients_alone_are_gone_on_with_by_other_workers_from_their_checkpoint(here, fedkd_, monkeypatch):
+    asked = ["--set", "alone=true"]
+    whole = json.loads(fedkd_("run", "tiny.toml", "--json", *asked).stdout)
+    folder = here / "runs" / "tiny"
+    for name in ("report.html", "gains.json", "alone/summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "alone" / "checkpoints" / "round-00002")
+    went_on = []
+    monkeypatch.setattr("fedkd.gains.go_on", lambda run, on_round: went_on.append(run) or go_on(run, on_round))
+
+    done = fedkd_("resume", str(folder), "--json", "--set", "engine.timeout=9")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gains"] == whole["gains"]
+    assert [(run.experiment.engine.timeout, len(run.records)) for run in went_on] == [(9.0, 1)]
+
+
+def test_a_strategy_without_clients_to_be_measured_has_no_gains(here, fedkd_, caplog):
+    done = fedkd_("run", "tiny.toml", "--json", "--set", "alone=true", "--set", "strategy=centralized")
+    assert done.returncode == 0, done.stderr
+    assert "gains" not in json.loads(done.stdout)
+    assert "alone: strategy 'centralized' has no clients that are measured" in caplog.text
+    assert (here / "runs" / "tiny" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("rounds.jsonl", "", "rounds.jsonl: expected the records of 2 rounds, found 0: restore the file"),
+        ("rounds.jsonl", "{half\n", "rounds.jsonl: expected records as JSON, but: line 1 is none"),
+        ("gains.json", "[{", "gains.json: expected records as JSON, but: "),
+        ("summary.json", "{}", "summary.json: expected the summary of a run, but: it lacks digest, metrics, strategy"),
+        ("summary.json", "[]", "summary.json: expected the summary of a run, but: "),
+        ("manifest.json", None, "manifest.json: data: expected what the run began with"),
+    ],
+)
+def test_clients_alone_need_the_finished_run_as_it_was(here, fedkd_, name, content, expected):
+    fedkd_("run", "tiny.toml", "--set", "alone=true")
+    folder = here / "runs" / "tiny"
+    for gone in ("report.html", "gains.json", "alone/summary.json"):
+        (folder / gone).unlink()
+    if content is None:
+        values = json.loads((folder / name).read_text())
+        content = json.dumps({**values, "data": "other"})
+    (folder / name).write_text(content)
+    done = fedkd_("resume", str(folder))
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_whoever_is_at_the_clients_alone_is_waited_for(here, fedkd_):
@@ -419,3 +531,25 @@ def test_results_that_cannot_be_printed_are_said_to_be_there(here, command):
     assert done.returncode == 1
     last = "the run failed: the results cannot be printed (No space left on device); they are in results"
     assert done.stderr.splitlines()[-1] == last
+
+
+@pytest.mark.parametrize("command", [["list", "models"], ["list", "strategies", "--json"], ["--version"]])
+def test_output_that_cannot_be_printed_is_one_line(here, command):
+    with Path("/dev/full").open("w") as full:
+        asked = [sys.executable, "-m", "fedkd", *command]
+        done = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the output cannot be printed (No space left on device)\n"
+
+
+def test_without_a_command_the_help_is_enough(here, fedkd_):
+    done = fedkd_()
+    assert done.returncode == 2
+    assert "error:" not in done.stderr
+    assert "compare" in done.stdout + done.stderr
+
+
+def test_a_command_of_another_name_is_asked_about_once(here, fedkd_):
+    done = fedkd_("liist")
+    assert done.returncode == 2
+    assert done.stderr == "error: No such command 'liist'. Did you mean 'list'?; see fedkd --help.\n"

@@ -40,8 +40,8 @@ class Number:
         return above and below
 
 
-def whole(low: int) -> Check:
-    return lambda value: type(value) is int and value >= low
+def whole(low: int, high: float = math.inf) -> Check:
+    return lambda value: type(value) is int and low <= value <= high
 
 
 def one_of(*names: str) -> Check:
@@ -133,7 +133,7 @@ VALID: Mapping[str, Check] = {
     "engine.gpus_per_worker": Number(0),
     "engine.plan": one_of("one-by-one", "cohorts"),
     "engine.cohort_size": whole(2),
-    "engine.threads": whole(1),
+    "engine.threads": whole(1, 1024),
     "engine.evaluate_every": whole(0),
     "engine.checkpoint_every": whole(0),
     "engine.timeout": POSITIVE,
@@ -436,14 +436,14 @@ def test_overrides_do_not_change_the_values_given() -> None:
         ("train.lr", r"^--set 'train\.lr': expected key=value"),
         ("=3", "^--set '=3': expected key=value"),
         ("two\nlines", r"^--set 'two\\nlines': expected key=value"),
-        ("train.lr=fast", "^run.toml: train.lr: .*number, found 'fast'"),
-        ("train.lr='0.1'", "^run.toml: train.lr: .*number, found '0.1'"),
-        ("rounds=2.0", "^run.toml: rounds: .*whole number without a point, found 2.0"),
-        ("rounds=", "^run.toml: rounds: .*whole number without a point, found ''"),
-        ("rounds=true", "^run.toml: rounds: .*whole number without a point, found True"),
-        ("rounds=3\nseed=4", r"^run.toml: rounds: .*whole number without a point, found '3\\nseed=4'"),
-        ("data.public_labels=yes", "^run.toml: data.public_labels: .*true or false, found 'yes'"),
-        ("train.lrr=1", r"^run.toml: unknown key 'train\.lrr': did you mean 'train\.lr'"),
+        ("train.lr=fast", "^--set: train.lr: .*number, found 'fast'"),
+        ("train.lr='0.1'", "^--set: train.lr: .*number, found '0.1'"),
+        ("rounds=2.0", "^--set: rounds: .*whole number without a point, found 2.0"),
+        ("rounds=", "^--set: rounds: .*whole number without a point, found ''"),
+        ("rounds=true", "^--set: rounds: .*whole number without a point, found True"),
+        ("rounds=3\nseed=4", r"^--set: rounds: .*whole number without a point, found '3\\nseed=4'"),
+        ("data.public_labels=yes", "^--set: data.public_labels: .*true or false, found 'yes'"),
+        ("train.lrr=1", r"^--set: unknown key 'train\.lrr': did you mean 'train\.lr'"),
         ("rounds.x=1", "^--set rounds.x: 'rounds' holds a value, not a table"),
     ],
 )

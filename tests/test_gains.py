@@ -9,7 +9,6 @@ import pytest
 
 from fedkd import simulate
 from fedkd.config import Experiment
-from fedkd.errors import UserError
 from fedkd.gains import alone, gains, over_seeds, write_gains
 
 
@@ -46,9 +45,10 @@ def test_a_view_gains_the_difference_of_the_means_of_its_clients() -> None:
     ]
 
 
-def test_other_clients_are_refused() -> None:
-    with pytest.raises(UserError, match=r"gains: expected the same clients in both runs, found 1 with"):
-        gains([client("a", "x", 0.5)], [client("b", "x", 0.5)])
+def test_who_is_not_measured_twice_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows = gains([client("a", "x", 0.5), client("b", "x", 1.0)], [client("b", "x", 0.25), client("c", "x", 0.0)])
+    assert [(row["view"], row["clients"], row["gain"]) for row in rows] == [("x", 1, 0.75)]
+    assert caplog.messages == ["gains: without a, c, measured in one of the two runs only"]
 
 
 def test_gains_are_written_for_people_and_programs(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedkd.knowledge import SoftLabels
 from fedkd.learner.executor import one_by_one
 from fedkd.learner.requests import Ask
+from fedkd.strategy.base import expect_payload
 from fedkd.wording import brief, first_of, last_line, printable, traceback_of, where_they_differ
 
 
@@ -58,6 +60,12 @@ def test_a_traceback_begins_with_the_users_own_frame() -> None:
         assert __file__ in lines[1]
         assert lines[-1].startswith(last)
     assert "executor.py" in "".join(format_exception(error))
+
+
+def test_of_a_check_of_ours_only_what_it_says_is_shown() -> None:
+    [error] = one_by_one([lambda ask: expect_payload("client_round", None, SoftLabels)])
+    assert isinstance(error, Exception)
+    assert traceback_of(error) == "TypeError: client_round: the card says SoftLabels, found None\n"
 
 
 @pytest.mark.parametrize("program", [None, torch.no_grad()(None)])

@@ -115,7 +115,7 @@ class ClientSide:
         if knowledge is not None or not self.strategy.card.up_is_optional:
             expect_payload("client_round", knowledge, self.strategy.card.up)
         expect_tensors("client.state", client.state)
-        state = flatten(client.models, client.state)
+        state = dict(sorted(flatten(client.models, client.state).items()))  # the order in which a checkpoint has it
         expect_storable(state)
         reply: Header = {
             "round": client.round,

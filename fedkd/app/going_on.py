@@ -90,7 +90,8 @@ def expect_unchanged(path: Path, experiment: Experiment, remedy: str) -> None:
             what = f"{path / EXPERIMENT}: expected the settings that the run began with, found others"
             raise UserError(f"{what}; undo what was changed there, or {remedy}.")
         if then != found:
-            raise _other(f"{path / MANIFEST}: {key}", then, found, f"restore it, or {remedy}")
+            what = f"{key} (of fedkd or of the strategy)" if key == "code" else key
+            raise _other(f"{path / MANIFEST}: {what}", then, found, f"restore it, or {remedy}")
 
 
 def expect_same_settings(path: Path, experiment: Experiment, remedy: str) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
@@ -174,6 +175,8 @@ def claim(path: Path, besides: Collection[str] = ()) -> None:
         what, remedy = ", ".join(found[:3]), "choose another one"
         if {EXPERIMENT, FLOWER_LOG} & set(found):
             what, remedy = "an earlier run", f"{remedy}, or delete it"
+            if next(path.glob(f"{CHECKPOINTS}/round-*"), None) and SUMMARY not in found:
+                what, remedy = "a run that was cut off", f"go on with: fedkd resume {shlex.quote(str(path))}"
         raise UserError(f"{path}: expected a new or empty folder, found {what}; {remedy}.")
 
 

@@ -23,7 +23,7 @@ from fedkd.app.history import ClientRecord, RoundRecord
 from fedkd.app.introduction import agreed
 from fedkd.app.presence import NOBODY, NOT_THERE, Presence
 from fedkd.app.roster import Answers, Participant, described, read_answers, roster_of
-from fedkd.app.state import digest, flatten, new_run_id
+from fedkd.app.state import digest, flatten, lasting, new_run_id
 from fedkd.app.told import TOLD
 from fedkd.app.validation import Claim, Expectation, read_reply
 from fedkd.app.wire import Packed, pack, payload_bytes
@@ -217,7 +217,8 @@ class ServerSide:
         broken: list[Exception] = []
         try:
             with self.server_half("collect"):
-                coming = usable()
+                # Not the generator itself: what the method, or a generator of its own, lets go of would close it.
+                coming = map(_itself, usable())
                 collected = self.strategy.collect(self.server, coming)
                 collected = list(collected) if isinstance(collected, Iterator) else collected
                 deque(coming, maxlen=0)  # also what the method left unread is checked and counted
@@ -228,9 +229,10 @@ class ServerSide:
             raise broken[0] from None
         self._state_digests |= {key: claim.state for key, claim in accepted.items()}
         with self.server_half("round"):
-            self._common = self.strategy.server_round(self.server, collected)
-            expect_knowledge("server_round", self._common)
+            common = self.strategy.server_round(self.server, collected)
+            expect_knowledge("server_round", common)
             expect_tensors("server.state", self.server.state)
+        self._keep(common)
         self._expect_finite()
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
@@ -319,6 +321,12 @@ class ServerSide:
         drawn = torch.randperm(len(keys), generator=source)[: self.experiment.federation.taking_part(len(keys))]
         return sorted(keys[k] for k in drawn.tolist())
 
+    def _keep(self, common: Knowledge | None) -> None:
+        """Keep what a round leaves as a checkpoint would: the next one finds the same, gone on with or not."""
+        models = {name: model.with_tensors(lasting(model.tensors)) for name, model in self.server.models.items()}
+        self.server = replace(self.server, models=models, state=lasting(self.server.state))
+        self._common = None if common is None else type(common).from_tensors(lasting(common.to_tensors()))
+
     def _expect_finite(self) -> None:
         """Stop before a result that is no number is sent to everybody."""
         common = {} if self._common is None else self._common.to_tensors()
@@ -375,6 +383,10 @@ class ServerSide:
 
     def _addressed(self, records: RecordDict, node_id: int, message_type: str) -> Message:
         return Message(records, dst_node_id=node_id, message_type=message_type, group_id=str(self.server.round))
+
+
+def _itself(value: T) -> T:
+    return value
 
 
 def _count(total: dict[str, int], knowledge: Knowledge | None, message: Message) -> None:

@@ -50,6 +50,14 @@ def flatten(models: Mapping[str, Model], state: Mapping[str, Tensor]) -> State:
     return flat | {f"state/{name}": tensor for name, tensor in state.items()}
 
 
+def lasting(tensors: Mapping[str, Tensor]) -> State:
+    """Return tensors as they last: without a graph, each contiguous and in memory of its own.
+
+    As after a checkpoint, or a way through other processes: a sum over other strides has other bits.
+    """
+    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+
 def model_tensors(flat: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Return one model's tensors out of a flat state."""
     return below(flat, f"model/{name}/")

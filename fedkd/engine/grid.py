@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.app.history import RoundRecord
 from fedkd.app.state import MemoryStates, State
 from fedkd.app.wire import header_of, number
 from fedkd.config import Experiment
@@ -54,6 +55,9 @@ class SimulationGrid(Grid, Generic[S]):
     def put_state(self, key: str, version: int, state: State) -> None:
         """Keep a client's state that an earlier process has trained."""
         self._states.put(key, version, self.store_state(key, state))
+
+    def recall(self, records: Sequence[RoundRecord]) -> None:
+        """Take up what the earlier rounds of a run that is gone on with have taught."""
 
     def forget_before(self, key: str, version: int) -> None:
         """Keep no older state of a client than this one: with many clients two versions of all would not fit."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 
 from fedkd.app.client import ClientSide, ClientTask
-from fedkd.app.state import State
+from fedkd.app.state import State, lasting
 from fedkd.config import Experiment
 from fedkd.engine.grid import SimulationGrid, Unit
 from fedkd.seeding import generators_restored
@@ -26,7 +26,7 @@ class LocalGrid(SimulationGrid[State]):
             with generators_restored():  # the strategy, which asks for the replies, may be in the middle of its draws
                 outcomes = self._side.handle(tasks)
             for (_, key), outcome in zip(unit, outcomes, strict=True):
-                yield key, outcome.reply, _alone(outcome.state)
+                yield key, outcome.reply, outcome.state and lasting(outcome.state)
 
     def read_state(self, state: State) -> State:
         """Return the state, which is tensors already."""
@@ -35,8 +35,3 @@ class LocalGrid(SimulationGrid[State]):
     def store_state(self, key: str, state: State) -> State:
         """Return the state as it is."""
         return state
-
-
-def _alone(state: State | None) -> State | None:
-    """Return a state in memory of its own: a row of a cohort's tensors would keep those of all its clients."""
-    return state and {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in state.items()}

@@ -98,6 +98,11 @@ class Pool:
         """Strike a unit from a worker's queue."""
         self._queues[worker].remove(unit)
 
+    def empty_queues(self) -> None:
+        """Forget what the workers have been given, which nobody waits for any more."""
+        for queue in self._queues.values():
+            queue.clear()
+
     def late(self) -> list[Any]:
         """Return the units that the workers are at."""
         return [queue[0] for queue in self._queues.values() if queue]

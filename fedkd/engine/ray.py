@@ -8,7 +8,7 @@ what all clients receive is put there once.
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -17,7 +17,8 @@ import ray
 from flwr.app import ArrayRecord, Message
 from ray.exceptions import RayError, RayTaskError
 
-from fedkd.app.client import TRAIN, failure
+from fedkd.app.client import EVALUATE, TRAIN, failure
+from fedkd.app.history import RoundRecord
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, without_tensors
 from fedkd.config import Experiment
@@ -31,6 +32,8 @@ from fedkd.errors import RunError
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
+_KILLED, _BARRED = "killed", "in quarantine since it"
+"""How the reasons begin for which such a client fails, in that round and in later ones."""
 FEW = 16
 """Single clients per worker up to which each is a unit of its own, so that no worker has more to do than another."""
 UNITS_PER_WORKER = 4
@@ -124,18 +127,25 @@ class RayGrid(SimulationGrid[Stored]):
         waiting = deque((unit, 0) for unit in self._joined(sound))
         running: dict[Any, Running] = {}
         sent: dict[int, tuple[ArrayRecord, Any]] = {}
-        while waiting or running:
-            # A unit that has killed a worker gets one without others: who is at work when it dies is to blame.
-            while waiting and (worker := self._pool.least_busy(idle=waiting[0][1] > 0)) is not None:
-                unit, deaths = waiting.popleft()
-                replies, tensors, states = self._pool.give(worker, *self._sent(unit, sent))
-                running[replies] = Running(worker, unit, tensors, states, deaths)
-            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
-            if not done:  # who is late would depend on the machine: a simulation ends rather than goes on without
-                late = sorted(key for reference in self._pool.late() for _, key in running[reference].unit)
-                seconds = self._experiment.engine.timeout
-                raise RunError(f"no reply within {seconds:g} s from {', '.join(late)}; raise engine.timeout (--set).")
-            yield from self._take(done[0], running, waiting)
+        try:
+            while waiting or running:
+                # A unit that has killed a worker gets one without others: who is at work when it dies is to blame.
+                while waiting and (worker := self._pool.least_busy(idle=waiting[0][1] > 0)) is not None:
+                    unit, deaths = waiting.popleft()
+                    replies, tensors, states = self._pool.give(worker, *self._sent(unit, sent))
+                    running[replies] = Running(worker, unit, tensors, states, deaths)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
+                if not done:
+                    raise self._too_late(running)
+                yield from self._take(done[0], running, waiting)
+        finally:  # whoever asked may have gone
+            self._pool.empty_queues()
+
+    def _too_late(self, running: Mapping[Any, Running]) -> RunError:
+        """Who is late would depend on the machine, so a simulation ends rather than goes on without."""
+        late = sorted(key for reference in self._pool.late() for _, key in running[reference].unit)
+        what = f"no reply within {self._experiment.engine.timeout:g} s from {', '.join(late)}"
+        return RunError(f"{what}; raise engine.timeout (--set), or mend a client half that does not end.")
 
     def _take(
         self,
@@ -163,10 +173,10 @@ class RayGrid(SimulationGrid[Stored]):
                 parts = [[task] for task in guilty.unit] if deaths == MAX_DEATHS - 1 else [guilty.unit]
                 waiting.extendleft((part, deaths) for part in parts)
             else:
-                reason = f"killed {MAX_DEATHS} workers ({type(error).__name__})"
+                reason = f"{_KILLED} {MAX_DEATHS} workers ({type(error).__name__})"
                 for message, key in guilty.unit:
                     LOG.warning("%s is in quarantine: it killed %d workers", key, MAX_DEATHS)
-                    self._quarantined[key, message.metadata.message_type] = f"in quarantine since it {reason}"
+                    self._quarantined[key, message.metadata.message_type] = f"{_BARRED} {reason}"
                 yield from _failures(guilty.unit, reason)
         else:
             self._pool.has_done(one.worker, done)
@@ -175,6 +185,14 @@ class RayGrid(SimulationGrid[Stored]):
             for row, ((message, key), reply) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply[0].has_error()
                 yield key, whole(reply, rows[row]), Stored(states, row) if trained else None
+
+    def recall(self, records: Sequence[RoundRecord]) -> None:
+        """Keep in quarantine who was: the rounds' records say so."""
+        for record in records:
+            for type_, failed in ((TRAIN, record.failed), (EVALUATE, record.unmeasured)):
+                for key, reason in failed.items():
+                    if reason.startswith((f"{_KILLED} ", f"{_BARRED} ")):
+                        self._quarantined[key, type_] = f"{_BARRED} {reason.removeprefix(_BARRED).lstrip()}"
 
     def _without_quarantined(self, units: Sequence[Unit]) -> tuple[list[Unit], list[tuple[str, Message, None]]]:
         """Divide what is to be run from the failures of clients in quarantine; the others' units keep their order."""

@@ -107,11 +107,16 @@ def _read_finished(path: Path, overrides: Overrides) -> Finished:
     if overrides and (not experiment.alone or (path / GAINS).exists()):
         found = "found one that lacks but its report, for which no setting is used"
         raise UserError(f"{path}: expected a run that was cut off, {found}; leave the settings out.")
-    expect_same_settings(path, experiment, "start the run again")
+    expect = expect_unchanged if experiment.alone and not (path / GAINS).exists() else expect_same_settings
+    expect(path, experiment, "start the run again")
     try:
         summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: expected the summary of a run, but: {error}; delete it, and go on again.") from error
+        lacking = sorted({"strategy", "digest", "metrics"} - summary.keys())
+        cause = f"it lacks {', '.join(lacking)}" if lacking else ""
+    except (ValueError, AttributeError) as error:
+        cause = str(error)
+    if cause:
+        raise UserError(f"{file}: expected the summary of a run, but: {cause}; delete it, and go on again.")
     return Finished(experiment, summary)
 
 

@@ -20,10 +20,11 @@ from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.engine.grid import SimulationGrid
 from fedkd.engine.result import Result, make_result
-from fedkd.errors import UserError
+from fedkd.errors import RunError, UserError
 from fedkd.models import forget
 from fedkd.strategy.base import check_fits
 from fedkd.strategy.registry import create
+from fedkd.wording import gist, traceback_of
 
 
 def simulate(
@@ -79,6 +80,7 @@ def carry_out(
     """
     # The folder comes last: what cannot start leaves nothing.
     with _process_restored(), open_grid(experiment) as grid, folder as opened:
+        grid.recall(start.records if start else [])
         while states:
             key, state = states.popitem()
             grid.put_state(key, start.snapshot.versions[key] if start else 0, state)
@@ -111,12 +113,18 @@ def check(experiment: Experiment) -> None:
         found = "found 'own', where every client brings its samples"
         raise UserError(f"federation.partition: {expected}, {found}; change it, or deploy the experiment.")
     strategy, federation = create(experiment), build(experiment)  # what is cheap to refuse comes first
-    check_fits(strategy, experiment, federation)
     try:
-        torch.empty(0, device=experiment.train.device)
+        check_fits(strategy, experiment, federation)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"strategy {experiment.strategy!r} failed when it was asked what it needs"
+        raise RunError(f"{what}.\n{traceback_of(error)}") from error
+    try:
+        torch.zeros(1, device=experiment.train.device).cpu()
     except (RuntimeError, AssertionError) as error:
         what = f"train.device: expected a device of this machine, found {experiment.train.device!r}"
-        raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{what}: {gist(str(error))[:200]}; 'cpu' there is everywhere.") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ its own until it asks; equal questions are then answered in one vectorised call,
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -37,6 +38,22 @@ def _switches_as_usual() -> Iterator[None]:
         yield
 
 
+class _Process:
+    """What of a process a client may change, to be put back before anybody else computes."""
+
+    def __init__(self) -> None:
+        self.dtype, self.threads, self.folder = torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        if torch.get_default_dtype() != self.dtype:
+            torch.set_default_dtype(self.dtype)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        if os.getcwd() != self.folder:
+            os.chdir(self.folder)
+
+
 @_switches_as_usual()
 def one_by_one(programs: Sequence[Program[T]]) -> list[T | Exception]:
     """Run each program to its end before the next one starts.
@@ -47,7 +64,8 @@ def one_by_one(programs: Sequence[Program[T]]) -> list[T | Exception]:
     Returns:
         For each program what it returned, or the exception that ended it: one client's mistake is not another's.
     """
-    return [_outcome(program) for program in programs]
+    process = _Process()
+    return [_outcome(program, answer, process) for program in programs]
 
 
 @_switches_as_usual()
@@ -55,13 +73,13 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
     """Run all programs together (see :func:`one_by_one` for arguments and result)."""
     import greenlet  # only here: a real client, which runs alone, has no need of it
 
-    hub = greenlet.getcurrent()
+    hub, process = greenlet.getcurrent(), _Process()
 
     def ask(request: Request) -> Answer:
         asked_within_an_objective = greenlet.getcurrent() is hub
         return answer(request) if asked_within_an_objective else hub.switch(request)
 
-    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask)) for program in programs]
+    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask, process)) for program in programs]
     results: list[Any] = [worker.switch() for worker in workers]
     while waiting := [k for k, worker in enumerate(workers) if not worker.dead]:
         answers = _answer_all({k: results[k] for k in waiting})
@@ -74,26 +92,36 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
     return results
 
 
-def _outcome(program: Program[T], ask: Ask = answer) -> T | Exception:
+def _outcome(program: Program[T], ask: Ask, process: _Process) -> T | Exception:
     def neutrally(request: Request) -> Answer:
+        process.restore()
         with _switches_as_usual():
             return ask(request)
 
     try:
         return program(neutrally)
-    except (SystemExit, Exception) as error:
+    except BaseException as error:
         return _told(error)
     finally:  # for those who follow, whatever this client leaves behind
         torch.set_grad_enabled(True)
         for device in ("cpu", "cuda"):
             torch.set_autocast_enabled(device, False)
+        process.restore()
 
 
-def _told(error: SystemExit | Exception) -> Exception:
-    """Return what ended a client: a strategy that exits ends its own round, never the run."""
+def _told(error: BaseException) -> Exception:
+    """Return what ended a client: a strategy that exits ends its own round, never the run.
+
+    Raises:
+        KeyboardInterrupt: that is the user's.
+    """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     if isinstance(error, SystemExit):
         return RuntimeError(f"the client half called exit({error.code})")
-    return error
+    return RuntimeError(f"the client half raised {type(error).__name__}: {error}")
 
 
 def _answer_all(requests: dict[int, Request]) -> dict[int, Answer | Exception]:
@@ -115,7 +143,9 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
     half = len(requests) // 2
     try:
         return answer_together(requests)
-    except (SystemExit, Exception) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         if not half and _is_of_memory(error):  # a machine with more would not train in another way
             return [_told(error)]
         said = re.split(r"\. |\n", f"{type(error).__name__}: {error}".strip())[0]  # torch goes on with advice
@@ -124,7 +154,7 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
         return [*_together(requests[:half]), *_together(requests[half:])]
     try:
         answered = answer(requests[0])
-    except (SystemExit, Exception) as error:
+    except BaseException as error:
         return [_told(error)]
     if isinstance(requests[0], Fit):
         architectures = sorted({model.spec.architecture for model in requests[0].models.values()})

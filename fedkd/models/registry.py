@@ -112,7 +112,7 @@ def build(spec: ModelSpec) -> Classifier:
     except ValueError as error:
         found = f"found input shape {spec.input_shape}; {_remedy(architecture, spec)}"
         raise UserError(f"model {spec.architecture!r}: expected {_cause(error)}, {found}.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not own:
             raise
         what = "a function of (input_shape, feature_width) that returns a torch.nn.Module"
@@ -183,7 +183,7 @@ def _imported(reference: str) -> Architecture:
     module_name, _, function_name = reference.partition(":")
     try:
         function: Architecture = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # importing runs the user's code, so that anything can come out of it
+    except (Exception, SystemExit) as error:  # importing runs the user's code, so that anything can come out of it
         raise UserError(f"model {reference!r}: expected package.module:function, but: {_cause(error)}.") from error
     return function
 
@@ -238,7 +238,7 @@ def _place(spec: ModelSpec) -> str:
     return f"model {spec.architecture!r}, input shape {spec.input_shape}: expected"
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """Return what an error says, in one line; an error of the user's own code with its type, if it is no ValueError."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if text and isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -109,7 +109,7 @@ def _see_working_directory() -> None:
 def _import(module_name: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
         raise UserError(

@@ -44,7 +44,8 @@ class Mortal(Strategy):
         hangs: str = Field("", description="who never comes to an end")
 
     def client_setup(self, client):
-        client.state = {"brain": torch.ones(2, dtype=torch.bfloat16), "turned": torch.arange(6.0).reshape(2, 3).T}
+        client.state = {"brain": torch.ones(2, dtype=torch.bfloat16), "turned": torch.rand(301, 257).T}
+        client.state["a"] = torch.rand(2)
 
     def client_round(self, client, received):
         if client.card.key == self.settings.culprit:
@@ -57,6 +58,8 @@ class Mortal(Strategy):
         if client.card.key == self.settings.hangs:
             time.sleep(3600)
         client.state["brain"] *= 2
+        for tensor in list(client.state.values()):  # whose order and place a sum depends on
+            client.state["sum"] = client.state.get("sum", 0) + tensor.float().sum() / 3
         if received is not None:
             client.fit(client.public(received), losses.logit_mae, epochs=1)
         client.fit(client.private, losses.cross_entropy)

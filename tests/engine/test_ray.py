@@ -128,6 +128,29 @@ def test_a_client_that_always_kills_its_worker_fails_alone(
     assert finished.rounds[1].failed["client-1"].startswith("in quarantine since it killed 2 workers (")
 
 
+def test_who_is_in_quarantine_stays_there_in_a_run_that_is_gone_on_with(
+    own_strategies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedkd import resume
+    from fedkd.engine import ray as engine
+
+    def stop(record: RoundRecord) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "MAX_DEATHS", 1)
+    changes = {"rounds": 3, "engine.workers": 1}
+    experiment = mortal(own_strategies / "deaths").changed(**changes)
+    with pytest.raises(InterruptedError):
+        simulate(experiment, out=tmp_path / "run", on_round=stop)
+
+    rows = resume(tmp_path / "run").rounds
+
+    reasons = [row["failed"]["client-1"] for row in rows]
+    assert reasons[0].startswith("killed 1 workers (")
+    assert reasons[1:] == [f"in quarantine since it {reasons[0]}"] * 2
+    assert [path.name for path in (own_strategies / "deaths").iterdir()] == ["round-1"]
+
+
 def test_a_client_that_hangs_ends_the_run_in_time(own_strategies: Path) -> None:
     experiment = mortal(own_strategies / "deaths", culprit="nobody", hangs="client-2").changed(
         **{"engine.timeout": 4.0}

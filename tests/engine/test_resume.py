@@ -31,15 +31,21 @@ class Keeper(Strategy):
 
     def client_setup(self, client):
         client.state = {"brain": torch.ones(2, dtype=torch.bfloat16), "count": torch.tensor(0)}
+        client.state |= {"turned": torch.rand(301, 257).t(), "free": torch.rand(3, requires_grad=True)}
 
     def client_round(self, client, received):
         client.state["brain"] *= 1.5
         client.state["count"] += 1
+        client.state["sum"] = client.state["turned"].sum()  # whose bits depend on how it lies there
+        client.state["total"] = torch.zeros(())
+        for tensor in list(client.state.values()):  # and those of this on the order
+            client.state["total"] = client.state["total"] + tensor.detach().float().sum() / 3
+        client.state["free"] = client.state["free"] * (1.5 if client.state["free"].requires_grad else 2.5)
         client.fit(client.private, losses.cross_entropy)
         return client.predict(client.next_public_subset)
 
     def server_setup(self, server):
-        server.state = {"z": torch.rand(3), "a": torch.zeros((), dtype=torch.bfloat16)}
+        server.state = {"z": torch.rand(3), "a": torch.zeros((), dtype=torch.bfloat16), "t": torch.rand(301, 257).t()}
 
     def server_round(self, server, replies):
         server.state["a"] += 1

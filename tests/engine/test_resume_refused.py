@@ -78,7 +78,7 @@ def test_what_decides_the_bits_must_be_as_it_was(folder: Path, key: str, value: 
     values = {**json.loads(path.read_text(encoding="utf-8")), key: value}
     path.write_text(json.dumps(values), encoding="utf-8")
 
-    with pytest.raises(UserError, match=rf"manifest.json: {key}[.a-z]*: expected what the run began with, .*found"):
+    with pytest.raises(UserError, match=rf"manifest.json: {key}[.a-z ()]*: expected what the run began with, .*found"):
         resume(folder)
 
     path.write_text(json.dumps({**values, "public_set": 0, key: value}), encoding="utf-8")

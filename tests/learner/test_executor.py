@@ -1,11 +1,13 @@
 """Lockstep and one-by-one: the same results, and one client's mistake is not another's."""
 
+import os
 import sys
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,6 +336,53 @@ def test_what_a_client_leaves_switched_is_over_with_it(execute: Executor[Any], s
     assert first != (True, False, False)
     assert others == [(True, False, False)] * 2
     assert switches() == (True, False, False)
+
+
+class Odd(BaseException):
+    """No exception that anybody catches."""
+
+
+@both
+def test_whatever_a_client_raises_ends_it_alone(execute: Executor[Any]) -> None:
+    def odd(ask: Ask) -> Model:
+        ask(request(0, supervised))
+        raise Odd("no mistake")
+
+    found = execute([odd, training(1)])
+
+    assert isinstance(found[0], RuntimeError)
+    assert str(found[0]) == "the client half raised Odd: no mistake"
+    assert not isinstance(found[1], Exception)
+
+    def interrupted(ask: Ask) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute([interrupted])
+
+
+@both
+@pytest.mark.parametrize("after", [False, True])
+def test_what_a_client_changes_of_its_process_no_other_meets(
+    execute: Executor[Any], after: bool, tmp_path: Path
+) -> None:
+    def state() -> tuple[torch.dtype, int, str]:
+        return torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+
+    def careless(ask: Ask) -> None:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(before[1] + 1)
+        os.chdir(tmp_path)
+        if not after:
+            ask(request(0, supervised))
+
+    def next_one(ask: Ask) -> tuple[torch.dtype, int, str]:
+        ask(request(1, supervised))
+        return state()
+
+    before = state()
+    _, found = execute([careless, next_one])
+    assert found == state() == before
 
 
 @both
