@@ -63,8 +63,12 @@ def test_a_traceback_begins_with_the_users_own_frame() -> None:
 
 
 def test_of_a_check_of_ours_only_what_it_says_is_shown() -> None:
-    [error] = one_by_one([lambda ask: expect_payload("client_round", None, SoftLabels)])
-    assert isinstance(error, Exception)
+    with pytest.raises(TypeError) as caught:
+        expect_payload("client_round", None, SoftLabels)
+    error = caught.value
+    assert error.__traceback__ is not None
+    assert __file__ in traceback_of(error)
+    error = error.with_traceback(error.__traceback__.tb_next)  # as if we had called it, and not this test
     assert traceback_of(error) == "TypeError: client_round: the card says SoftLabels, found None\n"
 
 

@@ -24,7 +24,7 @@ from fedkd.errors import RunError, UserError
 from fedkd.models import forget
 from fedkd.strategy.base import check_fits
 from fedkd.strategy.registry import create
-from fedkd.wording import gist, traceback_of
+from fedkd.wording import printable, traceback_of
 
 
 def simulate(
@@ -124,7 +124,8 @@ def check(experiment: Experiment) -> None:
         torch.zeros(1, device=experiment.train.device).cpu()
     except (RuntimeError, AssertionError) as error:
         what = f"train.device: expected a device of this machine, found {experiment.train.device!r}"
-        raise UserError(f"{what}: {gist(str(error))[:200]}; 'cpu' there is everywhere.") from error
+        said = printable(str(error).partition("\n")[0].partition(". ")[0], 200)
+        raise UserError(f"{what}: {said}; set it to 'cpu', or to another one that is there.") from error
 
 
 @contextmanager
