@@ -32,12 +32,12 @@ from fedkd.config import Experiment
 from fedkd.data.federation import build
 from fedkd.errors import RunError
 from fedkd.flower_internals import ensure_task_identity
-from fedkd.knowledge import Contract, Knowledge, KnowledgeError
+from fedkd.knowledge import Contract, Knowledge, KnowledgeError, Weights
 from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.fit import answer
 from fedkd.learner.model import layout
 from fedkd.learner.server import Reply, Server
-from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors
+from fedkd.strategy.base import Strategy, check_fits, expect_knowledge, expect_payload, expect_tensors, payload_type
 from fedkd.strategy.registry import create
 from fedkd.wording import traceback_of
 
@@ -233,6 +233,7 @@ class ServerSide:
             expect_knowledge("server_round", common)
             expect_tensors("server.state", self.server.state)
         self._keep(common)
+        self._tell_of_silence()
         self._expect_finite()
         self._chain_digest()
         steps = {key: claim.steps for key, claim in sorted(accepted.items())}
@@ -320,6 +321,13 @@ class ServerSide:
         source = seeding.generator(self.experiment.seed, "participants", round_)
         drawn = torch.randperm(len(keys), generator=source)[: self.experiment.federation.taking_part(len(keys))]
         return sorted(keys[k] for k in drawn.tolist())
+
+    def _tell_of_silence(self) -> None:
+        """Say that a method gives its clients nothing though its card says so: that may be a forgotten return."""
+        kind, usual = payload_type(self.strategy.card.down), type(self.strategy).download is Strategy.download
+        if self._common is None and usual and kind not in (None, Weights):
+            what = self.server.round, kind.__name__ if kind else ""
+            TOLD.warning("round %d: server_round returned nothing, so no client receives the card's %s", *what)
 
     def _keep(self, common: Knowledge | None) -> None:
         """Keep what a round leaves as a checkpoint would: the next one finds the same, gone on with or not."""

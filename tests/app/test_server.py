@@ -89,6 +89,20 @@ def test_a_method_may_sum_up_replies_while_others_are_still_running(
     assert list(record.participants) == [f"client-{k}" for k in range(4)]
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_forgotten_return_is_told(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, returns: bool
+) -> None:
+    if not returns:
+        monkeypatch.setattr(FedMD, "server_round", lambda self, server, replies: None)
+    side, grid = ServerSide(experiment), LocalGrid(experiment)
+    side.welcome(grid.send_and_receive(side.hello_messages(grid.get_node_ids())))
+    messages = side.train_messages(1)
+    side.take_replies(messages, grid.send_and_receive(messages))
+    said = [] if returns else ["round 1: server_round returned nothing, so no client receives the card's SoftLabels"]
+    assert caplog.messages == said
+
+
 def test_who_is_not_there_holds_up_nobody(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
