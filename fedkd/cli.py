@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,7 +185,8 @@ def main() -> None:
     stop_in_order()
     code = _run(sys.argv[1:])
     if "--json" in sys.argv:  # what is printed when the process ends, by whomever, is none of the result
-        os.dup2(_STANDARD_ERROR, _STANDARD_OUTPUT)
+        with suppress(OSError):
+            os.dup2(_STANDARD_ERROR, _STANDARD_OUTPUT)
     sys.exit(code)
 
 

@@ -308,7 +308,7 @@ def validate(schema: type[S], values: Mapping[str, Any], where: str, given: Coll
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = [str(part) for part in first["loc"] if part not in _UNION_MEMBERS]
-        if any(".".join(path).startswith(key) for key in given):
+        if any(f"{'.'.join(path)}.".startswith(f"{key}.") for key in given):
             where = "--set"
         if first["type"] == "extra_forbidden":
             raise unknown(

@@ -57,14 +57,18 @@ def expect_no_draws() -> Iterator[None]:
     Raises:
         RuntimeError: something has drawn.
     """
-    before = _drawn_so_far()
+    before = _drawn_outside_torch()
     yield
-    if _drawn_so_far() != before:
+    if _drawn_outside_torch() != before:
         raise RuntimeError("a model or an objective draws from a global generator of Python or NumPy")
 
 
-def _drawn_so_far() -> tuple[object, ...]:
-    """Return something that differs after each draw."""
+def drawn_so_far() -> tuple[object, ...]:
+    """Return something that differs after each draw from a global generator, of torch's the one for CPUs."""
+    return *_drawn_outside_torch(), torch.default_generator.get_state().numpy().tobytes()
+
+
+def _drawn_outside_torch() -> tuple[object, ...]:
     numpy: Any = np.random.get_state()
     return random.getstate(), numpy[1].tobytes(), numpy[2:]
 

@@ -20,6 +20,11 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def times_written(tensor: Tensor) -> int:
+    """Return how often a tensor, or what every ``vmap`` around has made it of, was changed in place."""
+    return unwrapped(tensor)._version
+
+
 def batch_size(tensor: Tensor) -> int:
     """Return the length of a batched tensor's hidden axis."""
     return int(_functorch.get_unwrapped(tensor).shape[_functorch.maybe_get_bdim(tensor)])

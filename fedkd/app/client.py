@@ -36,7 +36,7 @@ from fedkd.knowledge.codecs import codecs_named
 from fedkd.learner.base import ClientCard, card_of
 from fedkd.learner.client import Client
 from fedkd.learner.executor import lockstep, one_by_one
-from fedkd.learner.model import Model, fresh
+from fedkd.learner.model import Model, fresh, in_order
 from fedkd.learner.requests import Answer, Ask, Request
 from fedkd.strategy import Strategy
 from fedkd.strategy.base import expect_payload, expect_tensors, model_specs
@@ -183,7 +183,7 @@ class ClientSide:
                 seed = seeding.derive_seed(self.experiment.seed, "model", card.key, name)
                 models[name] = fresh(spec, seed, self.federation.like)
             else:
-                models[name] = Model(spec, model_tensors(state, name))
+                models[name] = Model(spec, in_order(spec, model_tensors(state, name)))
         return models
 
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.app.client import EVALUATE, TRAIN, failure
 from fedkd.app.history import RoundRecord
 from fedkd.app.state import MemoryStates, State
 from fedkd.app.wire import header_of, number
@@ -17,6 +18,8 @@ from fedkd.errors import RunError
 from fedkd.learner.plan import plan, tell_of_unfit_models
 
 S = TypeVar("S")
+KILLED, _BARRED = "killed", "in quarantine since it"
+"""How the reasons begin for which a client fails that has killed its workers, then and in later rounds."""
 Unit = Sequence[tuple[Message, str]]
 """What one worker runs at a time: messages, each with its client's key."""
 
@@ -34,6 +37,7 @@ class SimulationGrid(Grid, Generic[S]):
         self._keys = dict(enumerate(build(experiment).holdings, start=1))
         tell_of_unfit_models(experiment)
         self._states: MemoryStates[S] = MemoryStates()
+        self._quarantined: dict[tuple[str, str], str] = {}  # why, by client key and type of message
         self._replies: dict[str, Message] = {}
         self._numbers = count(1)
 
@@ -57,7 +61,16 @@ class SimulationGrid(Grid, Generic[S]):
         self._states.put(key, version, self.store_state(key, state))
 
     def recall(self, records: Sequence[RoundRecord]) -> None:
-        """Take up what the earlier rounds of a run that is gone on with have taught."""
+        """Keep in quarantine who was so in the earlier rounds of a run that is gone on with."""
+        for record in records:
+            for type_, failed in ((TRAIN, record.failed), (EVALUATE, record.unmeasured)):
+                for key, reason in failed.items():
+                    if reason.startswith((f"{KILLED} ", f"{_BARRED} ")):
+                        self.bar(key, type_, reason.removeprefix(_BARRED).lstrip())
+
+    def bar(self, key: str, message_type: str, reason: str) -> None:
+        """Give a client no more messages of a type in this run, since it has killed workers."""
+        self._quarantined[key, message_type] = f"{_BARRED} {reason}"
 
     def forget_before(self, key: str, version: int) -> None:
         """Keep no older state of a client than this one: with many clients two versions of all would not fit."""
@@ -71,10 +84,17 @@ class SimulationGrid(Grid, Generic[S]):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run all messages' clients, and yield the replies as they come; the time limit is the experiment's."""
         sent = {self._keys[message.metadata.dst_node_id]: message for message in messages}
-        for key, reply, state in self.run_units(units(sent, self._experiment)):
+        barred = {key: reason for key, message in sent.items() if (reason := self._reason_against(key, message))}
+        yield from (failure(sent[key], reason) for key, reason in barred.items())
+        # Without them in no other chunk: the others' bits are those of a round in which these were asked.
+        sound = ([task for task in unit if task[1] not in barred] for unit in units(sent, self._experiment))
+        for key, reply, state in self.run_units([unit for unit in sound if unit]):
             if state is not None and not reply.has_error():
                 self._states.put(key, number(header_of(sent[key].content), "round"), state)
             yield reply
+
+    def _reason_against(self, key: str, message: Message) -> str:
+        return self._quarantined.get((key, message.metadata.message_type), "")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the messages' clients, and keep the replies for :meth:`pull_messages`."""

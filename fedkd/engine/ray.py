@@ -17,14 +17,13 @@ import ray
 from flwr.app import ArrayRecord, Message
 from ray.exceptions import RayError, RayTaskError
 
-from fedkd.app.client import EVALUATE, TRAIN, failure
-from fedkd.app.history import RoundRecord
+from fedkd.app.client import TRAIN, failure
 from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.cluster import check_room, connect, tell_of_idle_workers
 from fedkd.engine.columns import as_columns, as_row, as_rows
-from fedkd.engine.grid import SimulationGrid, Unit
+from fedkd.engine.grid import KILLED, SimulationGrid, Unit
 from fedkd.engine.pool import START_SECONDS, Pool
 from fedkd.engine.worker import Sent, whole
 from fedkd.errors import RunError
@@ -32,8 +31,6 @@ from fedkd.errors import RunError
 LOG = logging.getLogger("fedkd")
 MAX_DEATHS = 3
 """Workers that one unit may kill before its clients fail this round."""
-_KILLED, _BARRED = "killed", "in quarantine since it"
-"""How the reasons begin for which such a client fails, in that round and in later ones."""
 FEW = 16
 """Single clients per worker up to which each is a unit of its own, so that no worker has more to do than another."""
 UNITS_PER_WORKER = 4
@@ -86,7 +83,6 @@ class RayGrid(SimulationGrid[Stored]):
             RunError: a worker cannot be started.
         """
         super().__init__(experiment)
-        self._quarantined: dict[tuple[str, str], str] = {}  # why, by client key and type of message
         self._started_ray = connect(experiment)
         self._pool = Pool(experiment)
         try:
@@ -122,9 +118,7 @@ class RayGrid(SimulationGrid[Stored]):
             RunError: a dead worker cannot be replaced, or the round takes longer than the experiment allows.
         """
         deadline = monotonic() + self._experiment.engine.timeout
-        sound, barred = self._without_quarantined(units)
-        yield from barred
-        waiting = deque((unit, 0) for unit in self._joined(sound))
+        waiting = deque((unit, 0) for unit in self._joined(units))
         running: dict[Any, Running] = {}
         sent: dict[int, tuple[ArrayRecord, Any]] = {}
         try:
@@ -173,10 +167,10 @@ class RayGrid(SimulationGrid[Stored]):
                 parts = [[task] for task in guilty.unit] if deaths == MAX_DEATHS - 1 else [guilty.unit]
                 waiting.extendleft((part, deaths) for part in parts)
             else:
-                reason = f"{_KILLED} {MAX_DEATHS} workers ({type(error).__name__})"
+                reason = f"{KILLED} {MAX_DEATHS} workers ({type(error).__name__})"
                 for message, key in guilty.unit:
                     LOG.warning("%s is in quarantine: it killed %d workers", key, MAX_DEATHS)
-                    self._quarantined[key, message.metadata.message_type] = f"{_BARRED} {reason}"
+                    self.bar(key, message.metadata.message_type, reason)
                 yield from _failures(guilty.unit, reason)
         else:
             self._pool.has_done(one.worker, done)
@@ -185,28 +179,6 @@ class RayGrid(SimulationGrid[Stored]):
             for row, ((message, key), reply) in enumerate(zip(one.unit, replies, strict=True)):
                 trained = message.metadata.message_type == TRAIN and not reply[0].has_error()
                 yield key, whole(reply, rows[row]), Stored(states, row) if trained else None
-
-    def recall(self, records: Sequence[RoundRecord]) -> None:
-        """Keep in quarantine who was: the rounds' records say so."""
-        for record in records:
-            for type_, failed in ((TRAIN, record.failed), (EVALUATE, record.unmeasured)):
-                for key, reason in failed.items():
-                    if reason.startswith((f"{_KILLED} ", f"{_BARRED} ")):
-                        self._quarantined[key, type_] = f"{_BARRED} {reason.removeprefix(_BARRED).lstrip()}"
-
-    def _without_quarantined(self, units: Sequence[Unit]) -> tuple[list[Unit], list[tuple[str, Message, None]]]:
-        """Divide what is to be run from the failures of clients in quarantine; the others' units keep their order."""
-        if not self._quarantined:
-            return list(units), []
-        sound: list[Unit] = []
-        barred: list[tuple[str, Message, None]] = []
-        for unit in units:
-            reasons = [self._quarantined.get((key, message.metadata.message_type)) for message, key in unit]
-            if rest := [task for task, reason in zip(unit, reasons, strict=True) if reason is None]:
-                sound.append(rest)
-            for task, reason in zip(unit, reasons, strict=True):
-                barred += [] if reason is None else _failures([task], reason)
-        return sound, barred
 
     def _kept(self, one: Running) -> Any:  # noqa: ANN401 - a reference
         """Return a unit's new states so that they outlive the worker's node: what another node holds is copied here."""

@@ -1,10 +1,10 @@
 """Answer equal requests of many clients in one vectorised step each.
 
 Clients with shards of different sizes take different numbers of steps: steps are left out, samples never padded, so
-every client sees exactly the batches that it would see alone. A client's bits do not depend on who else is in its
+every client sees exactly the batches that it would see alone. A client's bits are not to depend on who else is in its
 cohort. So every step is filled up with clients whose results are dropped: a convolution's kernel is chosen by the total
 number of input channels, and some functions, such as GELU, torch computes in another way for the last elements of a
-tensor, fewer than 32.
+tensor (see :func:`~fedkd.learner.worth.fillers`).
 """
 
 import warnings
@@ -20,14 +20,11 @@ from fedkd.learner.fit import answer, batches, join, loss_of, prepare, small_ste
 from fedkd.learner.model import Model
 from fedkd.learner.requests import Answer, Fit, Request, Tensors
 from fedkd.learner.vectorised import gradients_of
-from fedkd.learner.worth import vectorisable
+from fedkd.learner.worth import fillers, vectorisable
 from fedkd.seeding import expect_no_draws
 
 SMALLEST_COHORT = 4
 """Clients in the smallest vectorised step: from four on, convolutions of all numbers tried (to 100) gave equal bits."""
-FILLERS = 2
-"""Clients at the end of each step whose results are dropped: enough where each has 16 elements of a tensor or more."""
-_MOST_FILLERS = SMALLEST_COHORT - 1
 
 Members = tuple[int, ...]
 Rows = list[Tensor]
@@ -70,7 +67,9 @@ class _Cohort:
 
     def __init__(self, requests: Sequence[Fit]) -> None:
         self.requests = requests
-        filled = [*requests, *[requests[0]] * _MOST_FILLERS]
+        models = [*requests[0].models.values(), *requests[0].teachers.values()]
+        self.fillers = max(fillers(model.spec) for model in models)
+        filled = [*requests, *[requests[0]] * max(self.fillers, SMALLEST_COHORT - 1)]
         parts = [split(request.models) for request in filled]
         self.parameters, self.others = _stack([p for p, _ in parts]), _stack([o for _, o in parts])
         self.state = requests[0].optimiser.start(self.parameters)
@@ -91,7 +90,7 @@ class _Cohort:
             rows: the rows of each one's batch, int64, all of shape ``(B,)``.
             steps: the number of each one's step, from 1.
         """
-        part = _Part(members, len(self.requests))
+        part = _Part(members, len(self.requests), self.fillers)
         rows = [*rows, *[rows[0]] * (part.size - len(rows))]
         parameters, others, frozen = (part.of(t) for t in (self.parameters, self.others, self.frozen))
         teachers = {name: part.of(tensors) for name, tensors in self.teachers.items()}
@@ -124,15 +123,17 @@ class _Part:
     Attributes:
         members: numbers of those who train, ascending.
         clients: number of all of them.
+        fillers: fewest that follow.
     """
 
     members: Members
     clients: int
+    fillers: int
 
     @cached_property
     def size(self) -> int:
         """Clients in the step, with the fillers."""
-        return max(SMALLEST_COHORT, len(self.members) + FILLERS)
+        return max(SMALLEST_COHORT, len(self.members) + self.fillers)
 
     @cached_property
     def in_place(self) -> bool:

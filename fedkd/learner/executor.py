@@ -10,14 +10,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
 from fedkd.learner.cohort import answer_together
-from fedkd.learner.fit import answer
+from fedkd.learner.fit import KeepingError, answer
 from fedkd.learner.requests import Answer, Ask, Fit, Request
 
 LOG = logging.getLogger("fedkd")
@@ -42,7 +42,7 @@ class _Process:
     """What of a process a client may change, to be put back before anybody else computes."""
 
     def __init__(self) -> None:
-        self.dtype, self.threads, self.folder = torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+        self.dtype, self.threads, self.folder = torch.get_default_dtype(), torch.get_num_threads(), _folder()
 
     def restore(self) -> None:
         """Put everything back."""
@@ -50,8 +50,16 @@ class _Process:
             torch.set_default_dtype(self.dtype)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        if os.getcwd() != self.folder:
-            os.chdir(self.folder)
+        if self.folder is not None and _folder() != self.folder:
+            with suppress(OSError):  # it is gone
+                os.chdir(self.folder)
+
+
+def _folder() -> str | None:
+    """Return the working directory, if it is still there."""
+    with suppress(OSError):
+        return os.getcwd()
+    return None
 
 
 @_switches_as_usual()
@@ -80,6 +88,15 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
         return answer(request) if asked_within_an_objective else hub.switch(request)
 
     workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask, process)) for program in programs]
+    try:
+        return _to_the_end(workers)
+    finally:  # interrupted: what waits ends here, and not when it is collected, in the middle of anything
+        for worker in workers:
+            worker.throw()
+
+
+def _to_the_end(workers: Sequence[Any]) -> list[Any]:
+    """Run greenlets, each until it asks, answer all of them, and so on until none asks any more."""
     results: list[Any] = [worker.switch() for worker in workers]
     while waiting := [k for k, worker in enumerate(workers) if not worker.dead]:
         answers = _answer_all({k: results[k] for k in waiting})
@@ -149,17 +166,23 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
         if not half and _is_of_memory(error):  # a machine with more would not train in another way
             return [_told(error)]
         said = re.split(r"\. |\n", f"{type(error).__name__}: {error}".strip())[0]  # torch goes on with advice
+        nobody = isinstance(error, KeepingError)  # and no half of them either
     # Here, where the error is gone, and with it the memory of all that it was raised in.
-    if half:
+    if half and not nobody:
         return [*_together(requests[:half]), *_together(requests[half:])]
+    return [_plainly(request, said) for request in requests]
+
+
+def _plainly(request: Request, failure: str) -> Answer | Exception:
+    """Answer a request that cannot be answered together with others, and say once why it cannot."""
     try:
-        answered = answer(requests[0])
+        answered = answer(request)
     except BaseException as error:
-        return [_told(error)]
-    if isinstance(requests[0], Fit):
-        architectures = sorted({model.spec.architecture for model in requests[0].models.values()})
-        _tell(", ".join(architectures), said)
-    return [answered]
+        return _told(error)
+    if isinstance(request, Fit):
+        architectures = sorted({model.spec.architecture for model in request.models.values()})
+        _tell(", ".join(architectures), failure)
+    return answered
 
 
 def _is_of_memory(error: BaseException) -> bool:

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from fedkd.learner.model import BoundNetwork, Model, Network, below
 from fedkd.learner.requests import Batch, Fit, Networks, Predict, Tensors
-from fedkd.learner.worth import multiplications, worth_it
+from fedkd.learner.worth import draws, multiplications, worth_it
 from fedkd.losses import values_unchecked
 from fedkd.models import ModelSpec
 from fedkd.seeding import derive_seed, generators_restored, seed_everything
 
 T = TypeVar("T")
+
+
+class KeepingError(NotImplementedError):
+    """Why models are not trained together: they keep something besides their tensors."""
+
+
 Arranged = Callable[[Tensors], Tensors]
 PREDICT_ROWS = 1024
 FEWEST_ROWS = 64
@@ -148,15 +154,16 @@ def predict(request: Predict) -> Tensor:
 
     A model that draws even then does so from the request's own seed.
     """
-    size = rows_at_once(request.model.spec, request.inputs.device)
+    size, own_seed = rows_at_once(request.model.spec, request.inputs.device), draws(request.model.spec)
 
     def outputs(arranged: Arranged) -> Tensor:
-        seed_everything(request.seed)
+        if own_seed:
+            seed_everything(request.seed)
         network = Network(request.model.spec, arranged(request.model.tensors))
         half = network.features if request.output == "features" else network
         return torch.cat([half(rows) for rows in request.inputs.split(size)])
 
-    with generators_restored():
+    with generators_restored() if own_seed else nullcontext():
         return _laid_out(outputs, size < PREDICT_ROWS)
 
 
@@ -211,12 +218,13 @@ def loss_of(
         teachers: tensors of the frozen models, by model name.
 
     Raises:
-        NotImplementedError: a module keeps something that is none of its tensors, and is all clients' at once.
+        KeepingError: a module keeps something that is none of its tensors, and is all clients' at once.
     """
     with _bound(request, {**parameters, **{name: tensor.clone() for name, tensor in others.items()}}) as trained:
-        loss = _loss(request, {**trained, **_teachers(request, teachers)}, Batch(inputs, targets), frozen)
-        if attribute := next((network.changed for network in trained.values() if network.changed), ""):
-            raise NotImplementedError(f"{attribute} is changed by the model itself")
+        networks = {**trained, **_teachers(request, teachers)}
+        loss = _loss(request, networks, Batch(inputs, targets), frozen)
+        if part := next((network.changed for network in networks.values() if network.changed), ""):
+            raise KeepingError(f"{part} is changed by the model itself")
         return loss, _others(trained)
 
 

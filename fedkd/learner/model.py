@@ -10,9 +10,10 @@ from torch.func import functional_call
 
 from fedkd.knowledge import Layout
 from fedkd.models import ModelSpec, build_aside, initialise, kept, skeleton
-from fedkd.models.attributes import Attributes, attributes_of, changed, restore
+from fedkd.models.as_built import AsBuilt
 from fedkd.models.capture import capture
 from fedkd.models.classifier import Classifier
+from fedkd.torch_internals import times_written
 
 T = TypeVar("T")
 
@@ -41,10 +42,17 @@ class Model:
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Model":
         """Return the same architecture with other tensors."""
-        return replace(self, tensors=dict(tensors))
+        return replace(self, tensors=in_order(self.spec, tensors))
+
+
+def in_order(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's tensors in the order of its architecture, from wherever they come."""
+    order = _names(spec).order
+    return {name: tensors[name] for name in order} if tensors.keys() == set(order) else dict(tensors)
 
 
 class _Names(NamedTuple):
+    order: tuple[str, ...]
     trained: tuple[str, ...]
     others: tuple[str, ...]
     buffers: frozenset[str]
@@ -52,12 +60,13 @@ class _Names(NamedTuple):
 
 @kept
 def _names(spec: ModelSpec) -> _Names:
-    """Return the names of what an architecture trains, of its other tensors, and of the buffers among them."""
+    """Return the names of an architecture's tensors: all, those it trains, the others, and the buffers among these."""
     module = skeleton(spec)
     buffers = [name for name, _ in module.named_buffers()]
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    trained = tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
-    return _Names(trained, (*frozen, *buffers), frozenset(buffers))
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    order = [name for name, _ in module.named_parameters()] + buffers
+    return _Names(tuple(order), tuple(trained), (*frozen, *buffers), frozenset(buffers))
 
 
 def fresh(spec: ModelSpec, seed: int, like: Tensor) -> Model:
@@ -85,11 +94,16 @@ class Network:
 
         Of buffers it takes copies, since a module may change them at each call.
         """
-        self._module = skeleton(spec, training=False)
-        restore(_as_built(spec, None))
-        buffers = _names(spec).buffers
-        own = {name: tensor.clone() if name in buffers else tensor for name, tensor in tensors.items()}
-        self._halves = {half: below(own, f"{half}.") for half in ("features", "head")}
+        self._used = _bench(spec, None)
+        self._module = self._used.module
+        self._buffers = {name: tensors[name].clone() for name in _names(spec).buffers if name in tensors}
+        self._halves = {half: below({**tensors, **self._buffers}, f"{half}.") for half in ("features", "head")}
+
+    @property
+    def changed(self) -> str:
+        """Name of what the module keeps, no tensor that it trains, and has changed; empty if there is none."""
+        written = (name for name, tensor in self._buffers.items() if times_written(tensor))
+        return self._used.built.changed or next(written, "")
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of inputs ``(N, ...)``."""
@@ -133,28 +147,26 @@ class BoundNetwork(Network):
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int) -> None:
         """Put the tensors into the module, which is in training mode."""
-        self._module, self._places = _bench(spec, number)
-        self._built = _as_built(spec, number)
+        self._buffers = {}  # which a module in training may write
+        self._spec, self._number = spec, number
+        self._used = _bench(spec, number)
+        self._module = self._used.module
         self._others = frozenset(_names(spec).others)
-        self._before = [place.within[place.key] for place in self._places]
-        for place in self._places:
+        self._before = [place.within[place.key] for place in self._used.places]
+        for place in self._used.places:
             place.within[place.key] = tensors[place.name]
 
     @property
     def others(self) -> dict[str, Tensor]:
         """The other tensors by name as they are now: the module may have changed them, or put others there."""
-        return {place.name: place.within[place.key] for place in self._places if place.name in self._others}
-
-    @property
-    def changed(self) -> str:
-        """Name of an attribute, no tensor of the model, that the module itself has changed; empty if there is none."""
-        return changed(self._built)
+        return {place.name: place.within[place.key] for place in self._used.places if place.name in self._others}
 
     def release(self) -> None:
-        """Leave the module, which outlives the tensors, as it was before."""
-        restore(self._built)
-        for place, before in zip(self._places, self._before, strict=True):
+        """Take the tensors out of the module, which outlives them; if it has changed, it serves nobody else."""
+        for place, before in zip(self._used.places, self._before, strict=True):
             place.within[place.key] = before
+        if self.changed:
+            _benches(self._spec).pop(self._number, None)
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
         outputs: Tensor = getattr(self._module, half)(inputs)
@@ -176,22 +188,42 @@ class _Place:
     key: str
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """A module to run models in.
+
+    Attributes:
+        module: in training mode, or in evaluation mode.
+        places: where it has its tensors.
+        built: what it held when it was built.
+    """
+
+    module: Classifier
+    places: Sequence[_Place]
+    built: AsBuilt
+
+
+def _bench(spec: ModelSpec, number: int | None) -> _Bench:
+    """Return the module of this number to put tensors into, or without one that for evaluation, as it was built."""
+    benches = _benches(spec)
+    if number not in benches or benches[number].built.changed:
+        benches[number] = _new_bench(spec, training=number is not None)
+    return benches[number]
+
+
 @kept
-def _bench(spec: ModelSpec, number: int) -> tuple[Classifier, list[_Place]]:
-    """Return a module to put tensors into, in training mode, and the places for them."""
-    module = build_aside(spec, seed=0)  # and no copy of another one, which a part of it may hold on to
+def _benches(spec: ModelSpec) -> dict[int | None, _Bench]:
+    return {}
+
+
+def _new_bench(spec: ModelSpec, *, training: bool) -> _Bench:
+    module = build_aside(spec, seed=0).train(training)  # and no copy, to whose original a part of it may hold on
     parts, first, places = dict(module.named_modules(remove_duplicate=False)), dict[int, str](), []
     for kind, entries in (("_parameters", module.named_parameters), ("_buffers", module.named_buffers)):
         for path, own in entries(remove_duplicate=False):
             part, _, key = path.rpartition(".")
             places.append(_Place(first.setdefault(id(own), path), vars(parts[part])[kind], key))
-    return module, places
-
-
-@kept
-def _as_built(spec: ModelSpec, number: int | None) -> list[Attributes]:
-    """Return the attributes of an unused bench, or without a number of the skeleton in evaluation mode."""
-    return attributes_of(skeleton(spec, training=False) if number is None else _bench(spec, number)[0])
+    return _Bench(module, places, AsBuilt(module))
 
 
 def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

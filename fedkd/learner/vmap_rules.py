@@ -127,6 +127,22 @@ def _without_vmap(function: Callable[..., Any], tensor: Tensor, *arguments: Any)
     return function(unwrapped(tensor), *arguments)
 
 
+def _sharing(function: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """Have equal elements share the gradient of the largest or smallest of all, as without ``vmap``."""
+
+    def rule(input: Tensor, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        return function(input, *arguments, **named) if arguments or named else instead(input)
+
+    return rule
+
+
+def _median(function: Callable[..., Any], input: Tensor, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+    """Refuse the median of all elements, whose gradient equal ones share: no other function of torch does that."""
+    if is_batched(input) and not (arguments or named):
+        raise NotImplementedError(f"vmap has no rule for {function.__name__}() of a whole tensor")
+    return function(input, *arguments, **named)
+
+
 def _refused(function: Callable[..., Any], tensor: Tensor, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
     """Refuse what would be forgotten with the tensor that ``vmap`` has made."""
     if unwrapped(tensor) is not tensor:
@@ -135,6 +151,7 @@ def _refused(function: Callable[..., Any], tensor: Tensor, *arguments: Any, **na
     return function(tensor, *arguments, **named)
 
 
+_MEDIANS = (torch.median, Tensor.median, torch.nanmedian, Tensor.nanmedian)
 _WHOLE = (kl_div, margin_ranking_loss, triplet_margin_loss, torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _SEEN = tuple(getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf"))
 _GRAPH = vars(torch._C.TensorBase)["grad_fn"].__get__
@@ -145,6 +162,9 @@ _RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     avg_pool2d: _avg_pool2d,
     embedding: _embedding,
     torch.embedding: _embedding_of_torch,
+    **{function: _sharing(function, torch.amax) for function in (torch.max, Tensor.max)},
+    **{function: _sharing(function, torch.amin) for function in (torch.min, Tensor.min)},
+    **{function: partial(_median, function) for function in _MEDIANS},
     **{function: partial(_taken_apart, function) for function in _WHOLE},
     **{function: partial(_without_vmap, function) for function in _SEEN},
     **{function: partial(_refused, function) for function in _BACKWARDS},

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,11 +10,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedkd.models import ModelSpec, build_aside, kept, skeleton
-from fedkd.seeding import generators_restored
+from fedkd.seeding import drawn_so_far, generators_restored
 
 LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
 """Multiplications of one client's step (forward) up to which vectorising was faster, by type of device: see decision 5.
 On a GPU no larger step was tried."""
+FILLERS = 2
+"""Fewest clients at the end of each step whose results are dropped: an objective may apply such functions to logits."""
+_LAST = 31
+_UNEVEN = frozenset(
+    ["gelu", "silu", "elu", "celu", "selu", "mish", "softplus", "pow", "sigmoid", "logit", "log_sigmoid_forward"]
+)
+"""Functions whose last elements torch computes otherwise (tried, in torch 2.15)."""
 
 
 def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) -> bool:
@@ -26,17 +33,43 @@ def worth_it(specs: Sequence[ModelSpec], batch_size: int, device: torch.device) 
     return batch_size * sum(multiplications(spec) for spec in specs) <= largest
 
 
-@kept
 def multiplications(spec: ModelSpec) -> int:
     """Return the number of multiplications of a forward pass of one sample, by torch's own formulas.
 
-    It is counted once in a process, so a model of one's own that draws, or that keeps what it has seen, must not notice
-    whether it was. And it must not depend on what torch computes a layer with, of which some have no formula.
+    It must not depend on what torch computes a layer with, of which some have no formula.
     """
-    model, counter = build_aside(spec, seed=0).eval(), _Multiplications()
-    with generators_restored(), _layer_by_layer(), counter, torch.no_grad():
-        model(torch.zeros(1, *spec.sample_shape))
-    return counter.total
+    return _looked_at(spec).multiplications
+
+
+def fillers(spec: ModelSpec) -> int:
+    """Return how many more clients a step takes, so that no member has the last elements of a tensor.
+
+    Of some functions torch computes these otherwise, fewer than 32. After convolutions, K clients are channels: of the
+    last elements each has as many as there are channels.
+    """
+    return max(FILLERS, -(-_LAST // _looked_at(spec).narrowest))
+
+
+def draws(spec: ModelSpec) -> bool:
+    """Whether models of this architecture draw random numbers even in evaluation mode."""
+    return _looked_at(spec).draws
+
+
+class _Look(NamedTuple):
+    multiplications: int
+    narrowest: int
+    draws: bool
+
+
+@kept
+def _looked_at(spec: ModelSpec) -> _Look:
+    """Run a model once, on one sample, in evaluation mode: one that no other run notices."""
+    model, counter = build_aside(spec, seed=0).eval(), _Counter()
+    with generators_restored():
+        before = drawn_so_far()
+        with _layer_by_layer(), counter, torch.no_grad():
+            model(torch.zeros(1, *spec.sample_shape))
+        return _Look(counter.multiplications, counter.narrowest, drawn_so_far() != before)
 
 
 @contextmanager
@@ -52,17 +85,22 @@ def _layer_by_layer() -> Iterator[None]:
         mkldnn.set_flags(_enabled=before[1], _allow_tf32=None)
 
 
-class _Multiplications(TorchDispatchMode):
-    """Counts what torch's ``FlopCounterMode`` counts, halved, without a second and 80 MB for an import of its own."""
+class _Counter(TorchDispatchMode):
+    """Counts what torch's ``FlopCounterMode`` counts, halved, without a second and 80 MB for an import of its own.
+
+    And the fewest channels, or features, to which a function is applied whose last elements torch computes otherwise.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.multiplications, self.narrowest = 0, _LAST
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=out) // 2
+            self.multiplications += count(*args, **(kwargs or {}), out_val=out) // 2
+        if func._overloadpacket.__name__.rstrip("_") in _UNEVEN and isinstance(out, torch.Tensor) and out.numel():
+            self.narrowest = min(self.narrowest, out.shape[1] if out.dim() > 1 else 1)
         return out
 
     @classmethod

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError, unknown
 from fedkd.models import from_torchvision, fusion, image, shapes, signal, spectrogram, vector
-from fedkd.models.attributes import attributes_of, restore
 from fedkd.models.classifier import Classifier
 from fedkd.models.shapes import InputShape, Shape
 from fedkd.seeding import generators_restored, seed_cpu
@@ -164,8 +163,12 @@ def skeleton(spec: ModelSpec, *, training: bool = True) -> Classifier:
 
 def build_aside(spec: ModelSpec, seed: int) -> Classifier:
     """Build a model from a seed without disturbing the global generators (see :func:`build`)."""
-    with generators_restored():
-        seed_cpu(seed)
+    own = ":" in spec.architecture  # which may draw from NumPy or Python as well
+    with generators_restored() if own else torch.random.fork_rng(devices=[]):
+        if own:
+            seed_cpu(seed)
+        else:  # not torch.manual_seed: that would also seed the generators of CUDA devices, which are not restored here
+            torch.default_generator.manual_seed(seed)
         return build(spec)
 
 
@@ -215,14 +218,12 @@ def _expect_features(features: nn.Module, spec: ModelSpec) -> None:
     wanted = f"{_place(spec)} features of shape {expected} for two samples"
     if not isinstance(features, nn.Module):
         raise UserError(f"{_place(spec)} a torch.nn.Module, found {type(features).__name__}.")
-    built = attributes_of(features)
     try:
         with torch.no_grad():
             found = tuple(features.eval()(torch.zeros(2, *spec.sample_shape)).shape)
     except Exception as error:
         raise UserError(f"{wanted}, but: {_cause(error)}.") from error
     features.train()
-    restore(built)
     if found != expected:
         raise UserError(f"{wanted}, found {found}.")
     for name, parameter in features.named_parameters():

@@ -43,7 +43,10 @@ class Killer(threading.Thread):
         while self._begun.acquire() and not self._over:
             wait_until(lambda: len(at_work()) == WORKERS or self._over, ROUND_SECONDS)
             wait_until(lambda: False, self._source.uniform(0, 0.1))
-            chosen = self._source.sample(found := at_work(), min(self._number, len(found)))
+            found: list[int] = []
+            while len(found) < self._number and not self._over:  # meanwhile some may have ended a unit
+                found = at_work()
+            chosen = self._source.sample(found, min(self._number, len(found)))
             kill(*chosen)
             self.killed.append(chosen)
 

@@ -224,15 +224,25 @@ def test_a_clients_bits_do_not_depend_on_the_others(
         assert same_bits(found, expected[member])
 
 
+def pooled(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    """A few channels after pooling: of the last elements of a step each client has only these."""
+    maps = [nn.Conv2d(input_shape[0], 4, 3), nn.AdaptiveAvgPool2d(1), nn.Softplus(), nn.Conv2d(4, feature_width, 1)]
+    return nn.Sequential(*maps, nn.GELU(), nn.Flatten())
+
+
 def smooth(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
     """An architecture with functions that torch computes otherwise for the last elements of a tensor."""
     maps = [nn.Conv2d(input_shape[0], 6, 3), nn.GELU(), nn.Conv2d(6, 5, 3), nn.SiLU(), nn.Flatten()]
     return nn.Sequential(*maps, nn.Linear(80, 24), nn.Softplus(), nn.Linear(24, feature_width))
 
 
-def test_nor_do_they_with_functions_whose_last_elements_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("architecture", "batch"), [("smooth", 5), ("pooled", 3), ("pooled", 17)])
+def test_nor_do_they_with_functions_whose_last_elements_differ(
+    architecture: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "own_models", sys.modules[__name__])
-    requests = [request(k, 5 + k % 3, spec("own_models:smooth"), torch.float32, batch_size=5) for k in range(20)]
+    model = spec(f"own_models:{architecture}")
+    requests = [request(k, batch + k % 3, model, torch.float32, batch_size=batch) for k in range(20)]
     expected = answer_together(requests)
     for size in range(1, 20):
         found = answer_together(requests[:size])

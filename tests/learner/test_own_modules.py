@@ -306,9 +306,9 @@ def test_what_a_module_keeps_is_over_with_its_client() -> None:
     again, trained_again = predict(prediction), fit(asked)["student"]
     assert torch.equal(first, again)
     assert all(torch.equal(tensor, trained_again.tensors[name]) for name, tensor in trained.tensors.items())
-    part = _bench(asked.models["student"].spec, 0)[0].features
+    part = _bench(asked.models["student"].spec, 0).module.features
     assert isinstance(part, Cooling)
-    assert part.seen == []  # or the last client's data would never be freed
+    assert len(part.seen) == 1  # when it was built: of the last client's data nothing is kept
 
 
 # -- objectives
@@ -334,6 +334,20 @@ def reversed_by_a_hook(networks: Networks, batch: Batch, frozen: Tensors) -> Ten
     return F.cross_entropy(networks["student"].head(features), batch.labels)
 
 
+def of_ties(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    """Of equal numbers, which share the gradient of the largest and of the smallest."""
+    logits = networks["student"](batch.inputs)
+    rounded = logits + (logits.round() - logits).detach()
+    extremes = rounded.max() - torch.min(rounded) + rounded.max(1).values.sum()
+    return F.cross_entropy(logits, batch.labels) + extremes
+
+
+def of_ties_in_the_middle(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+    logits = networks["student"](batch.inputs)
+    rounded = logits + (logits.round() - logits).detach()
+    return F.cross_entropy(logits, batch.labels) + 0.5 * rounded.median()
+
+
 def knowing_its_graph(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
     logits = networks["student"](batch.inputs)
     known = [logits.requires_grad, logits.grad_fn is not None, not logits.is_leaf, not logits.detach().requires_grad]
@@ -352,7 +366,8 @@ def of_the_head(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
     return F.cross_entropy(networks["student"].head(features), batch.labels)
 
 
-OBJECTIVES = [tempered, each_sample, reversed_by_a_hook, knowing_its_graph, normalised_in_its_graph, of_the_head]
+OBJECTIVES = [tempered, of_ties, of_ties_in_the_middle, each_sample, reversed_by_a_hook, knowing_its_graph]
+OBJECTIVES += [normalised_in_its_graph, of_the_head]
 
 
 @both
@@ -394,6 +409,45 @@ def test_an_objective_may_train_another_model(execute: Executor[Any]) -> None:
     for first, second in zip(within, before, strict=True):
         for name, tensor in first.tensors.items():
             torch.testing.assert_close(tensor, second.tensors[name], rtol=0, atol=1e-12)
+
+
+class Counting(nn.Module):
+    """Counts its calls, in evaluation too: in a buffer, or beside."""
+
+    def __init__(self, width: int, *, beside: bool) -> None:
+        super().__init__()
+        self.layer, self.calls, self.beside = nn.Linear(STEPS * CHANNELS, width), 0, beside
+        self.register_buffer("counted", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.counted += 1
+        if self.beside:
+            self.calls += 1
+        features: Tensor = self.layer(inputs.flatten(1)) / (1 + self.counted + self.calls)
+        return features
+
+
+def counting(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Counting(width, beside=False)
+
+
+def counting_beside(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Counting(width, beside=True)
+
+
+@pytest.mark.parametrize("architecture", [counting, counting_beside])
+def test_a_teacher_that_counts_its_calls_does_so_under_either_plan(architecture: Architecture) -> None:
+    def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        return F.mse_loss(networks["student"](batch.inputs), networks["teacher"](batch.inputs))
+
+    requests = [
+        replace(request(k, plain, taught), teachers={"teacher": request(k, architecture).models["student"]})
+        for k in range(CLIENTS)
+    ]
+    found = [answered(execute, requests) for execute in (one_by_one, lockstep)]
+    for first, second in zip(*found, strict=True):
+        for name, tensor in first.tensors.items():
+            torch.testing.assert_close(second.tensors[name], tensor, rtol=0, atol=1e-12)
 
 
 def nothing(networks: Networks, batch: Batch, frozen: Tensors) -> Any:
