@@ -5,7 +5,8 @@ generator of its own) does not travel with a client's state. So a module that ha
 bits would depend on who came before it.
 """
 
-import pickle
+import random
+from collections import deque
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -68,18 +69,24 @@ class _Part:
     def _compared(self, value: Any) -> Any:  # noqa: ANN401
         if isinstance(value, nn.Module):  # one that is no part cannot be looked at
             return None if id(value) in self._known else object()
-        if isinstance(value, dict | list | tuple):
+        if isinstance(value, dict | list | tuple | set | frozenset | deque):
             items = [*value, *value.values()] if isinstance(value, dict) else value
             return [(_Is(item), self._content(item)) for item in items]
-        return _bytes_of(value)
+        if isinstance(value, Tensor):  # which counts how often it was changed in place
+            return None if value.is_inference() else value._version
+        state = _state_of(value)
+        return self._content(vars(value)) if state is None else state
 
 
-def _bytes_of(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, Tensor):  # which counts how often it was changed in place
-        return None if value.is_inference() else value._version
+def _state_of(value: Any) -> Any:  # noqa: ANN401
+    """Return what an array holds, or the state of a generator; None of anything else."""
     if isinstance(value, torch.Generator):
         return value.get_state().numpy().tobytes()
-    return value.tobytes() if isinstance(value, np.ndarray) else pickle.dumps(value)
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    return value.tobytes() if isinstance(value, np.ndarray) else None
 
 
 def _is_looked_at(part: nn.Module, name: str) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 from collections import deque
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Keeping(nn.Module):
         self.row, self.table, self.names = [1], {"one": 1}, {"a"}
         self.array, self.tensor = np.zeros(2), torch.zeros(2)
         self.draws, self.numpys, self.pythons = torch.Generator().manual_seed(1), np.random.default_rng(1), Random(1)  # noqa: S311
-        self.queue, self.numbers, self.slotted = deque([1]), itertools.count(), Slotted()
+        self.queue, self.space = deque([1]), SimpleNamespace(count=0)
         self.zero, self.fixed, self.spread = np.array(0.5), np.broadcast_to(1.0, (3,)), torch.ones(1).expand(3)
         self.nothing, self.parts, self.slope = float("nan"), [self.layer], nn.LeakyReLU(0.1)
         self.register_buffer("centre", None)
@@ -99,12 +100,8 @@ def push(module: Any) -> None:
     module.queue.append(2)
 
 
-def number(module: Any) -> None:
-    next(module.numbers)
-
-
 def count_elsewhere(module: Any) -> None:
-    module.slotted.count += 1
+    module.space.count += 1
 
 
 def fill_buffer(module: Any) -> None:
@@ -124,7 +121,7 @@ def anneal(module: Any) -> None:
 
 
 CHANGES = [count, cool, append, enter, exchange, add, write, fill, draw, remember, switch, forget, draw_from_numpy]
-CHANGES += [draw_from_python, push, number, count_elsewhere, fill_buffer, register, freeze, anneal]
+CHANGES += [draw_from_python, push, count_elsewhere, fill_buffer, register, freeze, anneal]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -146,7 +143,9 @@ def test_weights_and_what_is_only_read_are_none() -> None:
     assert built.changed == ""
 
 
-def test_a_module_that_is_no_part_cannot_be_looked_at() -> None:
-    module: Any = nn.Module()
-    module.hidden = [nn.Linear(2, 2)]
-    assert AsBuilt(module).changed
+@pytest.mark.parametrize("kept", [[nn.Linear(2, 2)], itertools.count(), Slotted()])
+def test_what_cannot_be_looked_at_is_taken_for_changed(kept: object) -> None:
+    module: Any = nn.Linear(2, 2)
+    assert AsBuilt(module).changed == ""
+    module.kept = kept
+    assert AsBuilt(module).changed == "Linear.kept"
