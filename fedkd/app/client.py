@@ -101,8 +101,9 @@ class ClientSide:
             EVALUATE: self._evaluate,
             HELLO: self._hello,
         }
-        action = actions[tasks[0].message.metadata.message_type]
-        results = self.executor([partial(action, task) for task in tasks])
+        type_ = tasks[0].message.metadata.message_type
+        execute = one_by_one if type_ == HELLO else self.executor  # who says hello asks for nothing
+        results = execute([partial(actions[type_], task) for task in tasks])
         return [_outcome(task, result) for task, result in zip(tasks, results, strict=True)]
 
     def _train(self, task: ClientTask, ask: Ask) -> Outcome:

@@ -69,6 +69,7 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
         groups=None if dataset.groups is None else dataset.groups[rows],
     )
     width = len(str(settings.clients - 1))
+    while_training = {view: views_of(experiment, view) for view in settings.views}
     holdings: dict[str, Holding] = {}
     for number, shard in enumerate(shards):
         key = f"client-{number:0{width}d}"
@@ -76,7 +77,7 @@ def deal(experiment: Experiment, dataset: DataSet, train: Tensor) -> dict[str, H
         architecture = settings.architectures[number % len(settings.architectures)]
         view = settings.views[number % len(settings.views)]
         lacking = _lacking(experiment, key, dealt)
-        held = {name: with_view(dataset, dealt, name) for name in views_of(experiment, view)}
+        held = {name: with_view(dataset, dealt, name) for name in while_training[view]}
         having = {name: _without(lacking, name, ids) for name, ids in held.items()}
         tested = with_view(dataset, test, view)
         holdings[key] = Holding(key, architecture, view, having[view], tested, having, dealt)

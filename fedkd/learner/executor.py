@@ -92,7 +92,8 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
         return _to_the_end(workers)
     finally:  # interrupted: what waits ends here, and not when it is collected, in the middle of anything
         for worker in workers:
-            worker.throw()
+            if not worker.dead:
+                worker.throw()
 
 
 def _to_the_end(workers: Sequence[Any]) -> list[Any]:
