@@ -39,15 +39,19 @@ def generator(run_seed: int, *purpose: str | int) -> torch.Generator:
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, for code that draws from them (user code may)."""
-    seed_cpu(seed)
+    _seed_outside_torch(seed)
     seed_torch(seed)
 
 
 def seed_cpu(seed: int) -> None:
     """Seed those of the global generators that :func:`generators_restored` restores."""
+    _seed_outside_torch(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+def _seed_outside_torch(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**_NUMPY_SEED_BITS)
-    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

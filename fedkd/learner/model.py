@@ -1,4 +1,4 @@
-"""A model as data: its specification and its tensors, called through a shared skeleton that is never trained."""
+"""A model as data: its specification and its tensors, which are put into a shared module to be called."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,7 +90,7 @@ class Network:
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
-        """Bind the tensors to the skeleton of their architecture, which is in evaluation mode.
+        """Bind the tensors to the module of their architecture that is in evaluation mode.
 
         Of buffers it takes copies, since a module may change them at each call.
         """

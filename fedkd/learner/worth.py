@@ -122,6 +122,4 @@ def unfit_part(spec: ModelSpec, *, autocast: bool = False) -> str:
     unfit: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
     if autocast:
         unfit = (*unfit, nn.modules.batchnorm._BatchNorm)
-    # Both skeletons are built here, because building one draws random numbers, which vmap does not allow.
-    modules = [*skeleton(spec, training=True).modules(), *skeleton(spec, training=False).modules()]
-    return next((type(module).__name__ for module in modules if isinstance(module, unfit)), "")
+    return next((type(module).__name__ for module in skeleton(spec).modules() if isinstance(module, unfit)), "")
