@@ -6,21 +6,28 @@ bits would depend on who came before it.
 """
 
 import random
+import re
 from collections import deque
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from decimal import Decimal
+from functools import partial
+from logging import Logger
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
+_TORCHS_OWN = frozenset(vars(nn.Module())) - {"training", "_forward_hooks", "_forward_pre_hooks"}
 _HOLDERS = ("_parameters", "_buffers", "_modules")
 _FIXED = (
-    *(type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size),
-    *(type, FunctionType, BuiltinFunctionType, MethodType, ModuleType),
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, Decimal, PurePath, re.Pattern),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.finfo, torch.iinfo),
+    *(np.generic, np.dtype, np.ufunc, type, ModuleType, MethodDescriptorType, Logger),
+    *(type(torch.ops.aten.relu), type(torch.ops.aten.relu.default)),
 )
-"""What does not change in place, or is looked at by itself."""
+"""What does not change in place, or is the whole process's."""
 
 
 class AsBuilt:
@@ -59,23 +66,40 @@ class _Part:
 
     def _content(self, value: Any) -> Any:  # noqa: ANN401
         """Return what can be compared of what a value holds; None if it cannot change in place."""
-        if isinstance(value, _FIXED):
+        return self._content_but_for(value, {})
+
+    def _content_but_for(self, value: Any, seen: dict[int, Any]) -> Any:  # noqa: ANN401
+        """Return it without what has been looked at on the way: objects may refer to each other."""
+        if isinstance(value, _FIXED) or id(value) in seen:
             return None
+        seen[id(value)] = value
         try:
-            return self._compared(value)
+            return self._compared(value, seen)
         except Exception:  # who knows what it holds: equal to nothing
             return object()
 
-    def _compared(self, value: Any) -> Any:  # noqa: ANN401
+    def _compared(self, value: Any, seen: dict[int, Any]) -> Any:  # noqa: ANN401
         if isinstance(value, nn.Module):  # one that is no part cannot be looked at
             return None if id(value) in self._known else object()
         if isinstance(value, dict | list | tuple | set | frozenset | deque):
             items = [*value, *value.values()] if isinstance(value, dict) else value
-            return [(_Is(item), self._content(item)) for item in items]
+            return [(_Is(item), self._content_but_for(item, seen)) for item in items]
         if isinstance(value, Tensor):  # which counts how often it was changed in place
             return None if value.is_inference() else value._version
+        if isinstance(value, partial | FunctionType | BuiltinFunctionType | MethodType):
+            return self._content_but_for(_held_by(value), seen)
         state = _state_of(value)
-        return self._content(vars(value)) if state is None else state
+        return self._content_but_for(vars(value), seen) if state is None else state
+
+
+def _held_by(function: Any) -> list[Any]:  # noqa: ANN401
+    """Return what a function holds besides its code: what it closes over, its defaults, whose method it is."""
+    if isinstance(function, partial):
+        return [function.func, function.args, function.keywords]
+    if isinstance(function, FunctionType):
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        return [*cells, function.__defaults__, function.__kwdefaults__, vars(function)]
+    return [function.__self__, getattr(function, "__func__", None)]
 
 
 def _state_of(value: Any) -> Any:  # noqa: ANN401

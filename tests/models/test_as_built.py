@@ -1,7 +1,9 @@
 """Whatever a module changes of itself is noticed, and nothing else."""
 
 import itertools
+import logging
 from collections import deque
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,16 @@ class Slotted:
         self.count = 0
 
 
+def cooling() -> Any:
+    """Return a function that keeps a temperature of its own."""
+    held = {"scale": 1.0}
+
+    def cool(factor: float) -> None:
+        held["scale"] *= factor
+
+    return cool
+
+
 class Keeping(nn.Module):
     """Keeps something of every kind."""
 
@@ -38,6 +50,16 @@ class Keeping(nn.Module):
         self.nothing, self.parts, self.slope = float("nan"), [self.layer], nn.LeakyReLU(0.1)
         self.register_buffer("centre", None)
         self.norm = nn.BatchNorm1d(2)
+        self.cooling, self.method, self.partial = cooling(), [1].append, partial(list.append, [1])
+        self.log, self.width, self.rows, self.kind = logging.getLogger("own"), np.int64(3), range(3), np.dtype("f4")
+        one, other = SimpleNamespace(), SimpleNamespace()
+        one.other, other.other = other, one
+        self.circle, self.deep = one, deep(40)
+
+
+def deep(levels: int) -> list[Any]:
+    """Return a list with very many ways through it."""
+    return [1] if not levels else [inner := deep(levels - 1), inner]
 
 
 def count(module: Any) -> None:
@@ -120,8 +142,29 @@ def anneal(module: Any) -> None:
     module.slope.negative_slope *= 0.5
 
 
+def close_over(module: Any) -> None:
+    module.cooling(0.5)
+
+
+def call_a_method(module: Any) -> None:
+    module.method(2)
+
+
+def call_a_partial(module: Any) -> None:
+    module.partial(2)
+
+
+def hook(module: Any) -> None:
+    module.register_forward_hook(lambda *_: None)
+
+
+def change_behind_a_circle(module: Any) -> None:
+    module.circle.other.count = 1
+
+
 CHANGES = [count, cool, append, enter, exchange, add, write, fill, draw, remember, switch, forget, draw_from_numpy]
 CHANGES += [draw_from_python, push, count_elsewhere, fill_buffer, register, freeze, anneal]
+CHANGES += [close_over, call_a_method, call_a_partial, hook, change_behind_a_circle]
 
 
 @pytest.mark.parametrize("change", CHANGES)
