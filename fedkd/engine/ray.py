@@ -165,7 +165,7 @@ class RayGrid(SimulationGrid[Stored]):
                 LOG.warning("a worker died (%s); %s run again", type(error).__name__, again)
                 # At last each alone: a client that kills its worker takes nobody with it.
                 parts = [[task] for task in guilty.unit] if deaths == MAX_DEATHS - 1 else [guilty.unit]
-                waiting.extendleft((part, deaths) for part in parts)
+                waiting.extendleft((part, deaths) for part in reversed(parts))
             else:
                 reason = f"{KILLED} {MAX_DEATHS} workers ({type(error).__name__})"
                 for message, key in guilty.unit:

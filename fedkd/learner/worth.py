@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedkd.models import ModelSpec, build_aside, kept, skeleton
-from fedkd.seeding import drawn_so_far, generators_restored
+from fedkd.seeding import drawn_so_far, generators_restored, seed_cpu
 
 LARGEST_STEP = {"cpu": 8e6, "cuda": 1.6e9}
 """Multiplications of one client's step (forward) up to which vectorising was faster, by type of device: see decision 5.
@@ -19,7 +19,10 @@ FILLERS = 2
 """Fewest clients at the end of each step whose results are dropped: an objective may apply such functions to logits."""
 _LAST = 31
 _UNEVEN = frozenset(
-    ["gelu", "silu", "elu", "celu", "selu", "mish", "softplus", "pow", "sigmoid", "logit", "log_sigmoid_forward"]
+    [
+        *("gelu", "silu", "elu", "celu", "selu", "mish", "softplus", "sigmoid", "logit", "log_sigmoid_forward"),
+        *("pow", "exp2", "sinh", "cosh", "atanh", "atan2", "hypot", "logaddexp", "logaddexp2", "native_batch_norm"),
+    ]
 )
 """Functions whose last elements torch computes otherwise (tried, in torch 2.15)."""
 
@@ -66,6 +69,7 @@ def _looked_at(spec: ModelSpec) -> _Look:
     """Run a model once, on one sample, in evaluation mode: one that no other run notices."""
     model, counter = build_aside(spec, seed=0).eval(), _Counter()
     with generators_restored():
+        seed_cpu(0)  # a model that draws may compute more or less by what it draws
         before = drawn_so_far()
         with _layer_by_layer(), counter, torch.no_grad():
             model(torch.zeros(1, *spec.sample_shape))
@@ -99,8 +103,9 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func._overloadpacket):
             self.multiplications += count(*args, **(kwargs or {}), out_val=out) // 2
-        if func._overloadpacket.__name__.rstrip("_") in _UNEVEN and isinstance(out, torch.Tensor) and out.numel():
-            self.narrowest = min(self.narrowest, out.shape[1] if out.dim() > 1 else 1)
+        first = out[0] if isinstance(out, tuple) and out else out
+        if func._overloadpacket.__name__.rstrip("_") in _UNEVEN and isinstance(first, torch.Tensor) and first.numel():
+            self.narrowest = min(self.narrowest, first.shape[1] if first.dim() > 1 else 1)
         return out
 
     @classmethod

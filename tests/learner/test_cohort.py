@@ -236,7 +236,14 @@ def smooth(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
     return nn.Sequential(*maps, nn.Linear(80, 24), nn.Softplus(), nn.Linear(24, feature_width))
 
 
-@pytest.mark.parametrize(("architecture", "batch"), [("smooth", 5), ("pooled", 3), ("pooled", 17)])
+def normed(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    """BatchNorm over as few features as torch computes otherwise."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, feature_width))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "batch"), [("smooth", 5), ("pooled", 3), ("pooled", 17), ("normed", 3), ("normed", 5)]
+)
 def test_nor_do_they_with_functions_whose_last_elements_differ(
     architecture: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

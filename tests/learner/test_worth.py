@@ -105,6 +105,32 @@ def noisy(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
     return Noisy()
 
 
+class Deep(nn.Module):
+    """Leaves a layer out by chance, also in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = inputs.flatten(1)
+        return (self.layer(features) if random.random() < 0.5 else features)[:, :8]  # noqa: S311
+
+
+def deep(input_shape: tuple[int, ...], feature_width: int) -> nn.Module:
+    return Deep()
+
+
+def test_what_is_counted_does_not_depend_on_what_was_drawn_before() -> None:
+    """All processes are to plan alike."""
+    found = set()
+    for seed in range(12):
+        forget()
+        seed_everything(seed)
+        found.add(multiplications(ModelSpec(f"{__name__}:deep", (1, 4, 4), 3, feature_width=8)))
+    assert len(found) == 1
+
+
 def test_a_model_that_draws_does_not_notice_that_it_was_counted() -> None:
     """It is counted once in a process: bits would depend on how many processes there are."""
     model = fresh(ModelSpec(f"{__name__}:noisy", (1, 4, 4), 3, feature_width=8), 0, torch.empty(0))
