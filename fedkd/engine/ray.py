@@ -119,6 +119,7 @@ class RayGrid(SimulationGrid[Stored]):
         """
         deadline = monotonic() + self._experiment.engine.timeout
         waiting = deque((unit, 0) for unit in self._joined(units))
+        alone = frozenset(unit[0][1] for unit in units if len(unit) == 1)
         running: dict[Any, Running] = {}
         sent: dict[int, tuple[ArrayRecord, Any]] = {}
         try:
@@ -126,7 +127,7 @@ class RayGrid(SimulationGrid[Stored]):
                 # A unit that has killed a worker gets one without others: who is at work when it dies is to blame.
                 while waiting and (worker := self._pool.least_busy(idle=waiting[0][1] > 0)) is not None:
                     unit, deaths = waiting.popleft()
-                    replies, tensors, states = self._pool.give(worker, *self._sent(unit, sent))
+                    replies, tensors, states = self._pool.give(worker, *self._sent(unit, alone, sent))
                     running[replies] = Running(worker, unit, tensors, states, deaths)
                 done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - monotonic()))
                 if not done:
@@ -193,18 +194,21 @@ class RayGrid(SimulationGrid[Stored]):
         return Stored(ray.put(as_columns([state])), 0)
 
     def _joined(self, units: Sequence[Unit]) -> list[Unit]:
-        """Join units of single clients, whose bits do not depend on it, where they are many."""
+        """Join units of single clients where they are many; each of them is run alone all the same."""
         alone, workers = [task for unit in units if len(unit) == 1 for task in unit], len(self._pool)
         size = 1 if len(alone) <= FEW * workers else -(-len(alone) // (UNITS_PER_WORKER * workers))
         joined = [alone[start : start + size] for start in range(0, len(alone), size)]
         together = [unit for unit in units if len(unit) > 1]
         return sorted([*together, *joined], key=lambda unit: min(key for _, key in unit))
 
-    def _sent(self, unit: Unit, sent: dict[int, tuple[ArrayRecord, Any]]) -> tuple[list[Sent], list[Any]]:
+    def _sent(
+        self, unit: Unit, alone: frozenset[str], sent: dict[int, tuple[ArrayRecord, Any]]
+    ) -> tuple[list[Sent], list[Any]]:
         """Return a unit as it is given to a worker, and the objects that go with it.
 
         Args:
             unit: messages and client keys.
+            alone: clients that the plan has with nobody else.
             sent: the records that are in the object store already; what several units carry is put there once.
         """
         objects: list[Any] = []
@@ -224,7 +228,8 @@ class RayGrid(SimulationGrid[Stored]):
                     sent[id(record)] = record, ray.put(as_columns([tensors_in(record)]))
             numbered = {name: number_of(sent[id(record)][1]) for name, record in records.items()}
             state = self.state_for(message, key)
-            tasks.append(Sent(bare, key, numbered, None if state is None else (number_of(state.reference), state.row)))
+            place = None if state is None else (number_of(state.reference), state.row)
+            tasks.append(Sent(bare, key, numbered, place, key in alone))
         return tasks, objects
 
     def _stop(self) -> None:

@@ -11,6 +11,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedkd.app.client import ClientSide, ClientTask
+from fedkd.app.state import State
 from fedkd.app.wire import tensors_in, to_arrays, without_tensors
 from fedkd.config import Experiment
 from fedkd.engine.columns import Columns, as_columns, as_rows
@@ -25,12 +26,14 @@ class Sent:
         key: the client's name.
         records: for each of these records the number of the object that holds it, by name.
         state: number of the object, and row in it, that hold the client's state; None before its first round.
+        alone: whether the plan has it with nobody else: it is run alone then, with whomever it travels.
     """
 
     message: Message
     key: str
     records: Mapping[str, int]
     state: tuple[int, int] | None
+    alone: bool = False
 
 
 Bare = tuple[Message, Sequence[str]]
@@ -65,9 +68,8 @@ class Worker:
         for task in tasks:
             for name, k in task.records.items():
                 task.message.content[name] = records[k]
-        outcomes = self._side.handle(
-            [ClientTask(t.message, t.key, None if t.state is None else rows[t.state[0]][t.state[1]]) for t in tasks]
-        )
+        chunks = [[task] for task in tasks] if tasks[0].alone else [tasks]
+        outcomes = [outcome for chunk in chunks for outcome in self._side.handle([_task(one, rows) for one in chunk])]
         replies = [without_tensors(outcome.reply) for outcome in outcomes]
         tensors = [
             {f"{name}/{field}": t for name, record in taken.items() for field, t in tensors_in(record).items()}
@@ -75,6 +77,10 @@ class Worker:
         ]
         states = [outcome.state or {} for outcome in outcomes]
         return [(reply, tuple(taken)) for reply, taken in replies], as_columns(tensors), as_columns(states)
+
+
+def _task(sent: Sent, rows: Sequence[Sequence[State]]) -> ClientTask:
+    return ClientTask(sent.message, sent.key, None if sent.state is None else rows[sent.state[0]][sent.state[1]])
 
 
 def whole(bare: Bare, tensors: Mapping[str, Tensor]) -> Message:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedkd.learner.cohort import answer_together
-from fedkd.learner.fit import KeepingError, answer
+from fedkd.learner.fit import KeepingError, answer, is_of_memory
 from fedkd.learner.requests import Answer, Ask, Fit, Request
 
 LOG = logging.getLogger("fedkd")
@@ -164,7 +164,7 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        if not half and _is_of_memory(error):  # a machine with more would not train in another way
+        if not half and is_of_memory(error):  # a machine with more would not train in another way
             return [_told(error)]
         said = re.split(r"\. |\n", f"{type(error).__name__}: {error}".strip())[0]  # torch goes on with advice
         nobody = isinstance(error, KeepingError)  # and no half of them either
@@ -184,11 +184,6 @@ def _plainly(request: Request, failure: str) -> Answer | Exception:
         architectures = sorted({model.spec.architecture for model in request.models.values()})
         _tell(", ".join(architectures), failure)
     return answered
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: of a GPU, of Python, or of torch on a CPU, which has no type of error for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @cache

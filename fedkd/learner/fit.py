@@ -4,7 +4,7 @@ Where a CPU has much to do for a batch, the weights of convolutions lie *channel
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -75,9 +75,17 @@ def _laid_out(compute: Callable[[Arranged], T], large: bool) -> T:
     A model or objective that cannot take them, such as one that takes a ``view`` of images, gets them as usual.
     """
     if large:
-        with suppress(RuntimeError):  # of what fails either way, the second failure tells
+        try:
             return compute(_channels_last)
+        except RuntimeError as error:  # of what fails either way, the second failure tells
+            if is_of_memory(error):  # a machine with more would compute the other bits
+                raise
     return compute(dict)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: of a GPU, of Python, or of torch on a CPU, which has no type of error for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _channels_last(tensors: Tensors) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -104,6 +105,19 @@ def test_an_objective_that_takes_a_view_gets_tensors_as_usual(request: pytest.Fi
 
 
 @pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("large")
+def test_who_has_too_little_memory_does_not_get_other_bits() -> None:
+    calls = count()
+
+    def short_at_first(networks: Mapping[str, Network], batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
+        if not next(calls):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return supervised(networks, batch, frozen)
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        fit(request_of("cnn", short_at_first))
+
+
 def test_another_mistake_stays_a_mistake() -> None:
     def wrong(networks: Mapping[str, Network], batch: Batch, frozen: Mapping[str, Tensor]) -> Tensor:
         raise RuntimeError("my own")
