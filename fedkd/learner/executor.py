@@ -43,11 +43,16 @@ class _Process:
 
     def __init__(self) -> None:
         self.dtype, self.threads, self.folder = torch.get_default_dtype(), torch.get_num_threads(), _folder()
+        self.device = torch.get_default_device()
 
     def restore(self) -> None:
         """Put everything back."""
         if torch.get_default_dtype() != self.dtype:
             torch.set_default_dtype(self.dtype)
+        if torch.get_default_device() != self.device:
+            torch.set_default_device(None)  # torch's own: one that is set costs time at every call
+            if torch.get_default_device() != self.device:
+                torch.set_default_device(self.device)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         if self.folder is not None and _folder() != self.folder:
@@ -117,13 +122,11 @@ def _outcome(program: Program[T], ask: Ask, process: _Process) -> T | Exception:
             return ask(request)
 
     try:
-        return program(neutrally)
+        with _switches_as_usual():  # for those who follow too, whatever this client leaves behind
+            return program(neutrally)
     except BaseException as error:
         return _told(error)
-    finally:  # for those who follow, whatever this client leaves behind
-        torch.set_grad_enabled(True)
-        for device in ("cpu", "cuda"):
-            torch.set_autocast_enabled(device, False)
+    finally:
         process.restore()
 
 

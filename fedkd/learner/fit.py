@@ -149,7 +149,10 @@ def _bound(request: Fit, tensors: Tensors) -> Iterator[dict[str, BoundNetwork]]:
 
 
 def _teachers(request: Fit, tensors: Mapping[str, Tensors]) -> Networks:
-    return {name: Network(model.spec, tensors[name]) for name, model in request.teachers.items()}
+    return {
+        name: Network(model.spec, tensors[name], number=number)
+        for number, (name, model) in enumerate(request.teachers.items())
+    }
 
 
 def _others(trained: Mapping[str, BoundNetwork]) -> dict[str, Tensor]:

@@ -87,14 +87,15 @@ class Network:
     Args:
         spec: the architecture.
         tensors: parameters and buffers.
+        number: of networks with one architecture in a fit, each has another.
     """
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], *, number: int = 0) -> None:
         """Bind the tensors to the module of their architecture that is in evaluation mode.
 
         Of buffers it takes copies, since a module may change them at each call.
         """
-        self._used = _bench(spec, None)
+        self._used = _bench(spec, number, training=False)
         self._module = self._used.module
         self._buffers = {name: tensors[name].clone() for name in _names(spec).buffers if name in tensors}
         self._halves = {half: below({**tensors, **self._buffers}, f"{half}.") for half in ("features", "head")}
@@ -102,8 +103,13 @@ class Network:
     @property
     def changed(self) -> str:
         """Name of what the module keeps, no tensor that it trains, and has changed; empty if there is none."""
-        written = (name for name, tensor in self._buffers.items() if times_written(tensor))
+        written = (name for name, t in self._buffers.items() if times_written(t) or self._now(name) is not t)
         return self._used.built.changed or next(written, "")
+
+    def _now(self, buffer: str) -> Tensor:
+        """Return what the module has put where a buffer was."""
+        half, _, key = buffer.partition(".")
+        return self._halves[half][key]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of inputs ``(N, ...)``."""
@@ -149,7 +155,7 @@ class BoundNetwork(Network):
         """Put the tensors into the module, which is in training mode."""
         self._buffers = {}  # which a module in training may write
         self._spec, self._number = spec, number
-        self._used = _bench(spec, number)
+        self._used = _bench(spec, number, training=True)
         self._module = self._used.module
         self._others = frozenset(_names(spec).others)
         self._before = [place.within[place.key] for place in self._used.places]
@@ -166,7 +172,7 @@ class BoundNetwork(Network):
         for place, before in zip(self._used.places, self._before, strict=True):
             place.within[place.key] = before
         if self.changed:
-            _benches(self._spec).pop(self._number, None)
+            _benches(self._spec).pop((self._number, True), None)
 
     def _call(self, half: str, inputs: Tensor) -> Tensor:
         outputs: Tensor = getattr(self._module, half)(inputs)
@@ -203,16 +209,16 @@ class _Bench:
     built: AsBuilt
 
 
-def _bench(spec: ModelSpec, number: int | None) -> _Bench:
-    """Return the module of this number to put tensors into, or without one that for evaluation, as it was built."""
-    benches = _benches(spec)
-    if number not in benches or benches[number].built.changed:
-        benches[number] = _new_bench(spec, training=number is not None)
-    return benches[number]
+def _bench(spec: ModelSpec, number: int, *, training: bool) -> _Bench:
+    """Return the module of this number and mode to put tensors into, as it was built."""
+    benches, which = _benches(spec), (number, training)
+    if which not in benches or benches[which].built.changed:
+        benches[which] = _new_bench(spec, training=training)
+    return benches[which]
 
 
 @kept
-def _benches(spec: ModelSpec) -> dict[int | None, _Bench]:
+def _benches(spec: ModelSpec) -> dict[tuple[int, bool], _Bench]:
     return {}
 
 

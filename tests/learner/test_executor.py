@@ -5,7 +5,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,6 +284,10 @@ def test_a_program_may_catch_what_its_question_raised(execute: Executor[Any]) ->
     assert execute([careful, careful]) == ["went on", "went on"]
 
 
+LEFT = ExitStack()
+"""Keeps what a client has entered, and never leaves it."""
+
+
 def switches() -> tuple[bool, bool, bool]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
 
@@ -321,7 +325,12 @@ def test_one_clients_switches_are_its_own(
 
 @both
 @pytest.mark.parametrize(
-    "switch", [lambda: torch.set_grad_enabled(False), lambda: torch.set_autocast_enabled("cpu", True)]
+    "switch",
+    [
+        lambda: torch.set_grad_enabled(False),
+        lambda: torch.set_autocast_enabled("cpu", True),
+        lambda: LEFT.enter_context(torch.inference_mode()),
+    ],
 )
 def test_what_a_client_leaves_switched_is_over_with_it(execute: Executor[Any], switch: Callable[[], object]) -> None:
     def careless(ask: Ask) -> tuple[bool, bool, bool]:
@@ -366,17 +375,18 @@ def test_whatever_a_client_raises_ends_it_alone(execute: Executor[Any]) -> None:
 def test_what_a_client_changes_of_its_process_no_other_meets(
     execute: Executor[Any], after: bool, tmp_path: Path
 ) -> None:
-    def state() -> tuple[torch.dtype, int, str]:
-        return torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+    def state() -> tuple[torch.dtype, int, str, torch.device]:
+        return torch.get_default_dtype(), torch.get_num_threads(), os.getcwd(), torch.get_default_device()
 
     def careless(ask: Ask) -> None:
         torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
         torch.set_num_threads(before[1] + 1)
         os.chdir(tmp_path)
         if not after:
             ask(request(0, supervised))
 
-    def next_one(ask: Ask) -> tuple[torch.dtype, int, str]:
+    def next_one(ask: Ask) -> tuple[torch.dtype, int, str, torch.device]:
         ask(request(1, supervised))
         return state()
 

@@ -306,7 +306,7 @@ def test_what_a_module_keeps_is_over_with_its_client() -> None:
     again, trained_again = predict(prediction), fit(asked)["student"]
     assert torch.equal(first, again)
     assert all(torch.equal(tensor, trained_again.tensors[name]) for name, tensor in trained.tensors.items())
-    part = _bench(asked.models["student"].spec, 0).module.features
+    part = _bench(asked.models["student"].spec, 0, training=True).module.features
     assert isinstance(part, Cooling)
     assert len(part.seen) == 1  # when it was built: of the last client's data nothing is kept
 
@@ -412,30 +412,37 @@ def test_an_objective_may_train_another_model(execute: Executor[Any]) -> None:
 
 
 class Counting(nn.Module):
-    """Counts its calls, in evaluation too: in a buffer, or beside."""
+    """Counts its calls, in evaluation too: in a buffer, in another one each time, or beside."""
 
-    def __init__(self, width: int, *, beside: bool) -> None:
+    def __init__(self, width: int, where: str = "buffer") -> None:
         super().__init__()
-        self.layer, self.calls, self.beside = nn.Linear(STEPS * CHANNELS, width), 0, beside
+        self.layer, self.calls, self.where = nn.Linear(STEPS * CHANNELS, width), 0, where
         self.register_buffer("counted", torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.counted += 1
-        if self.beside:
+        if self.where == "buffer":
+            self.counted += 1
+        elif self.where == "another buffer":
+            self.counted = self.counted + 1
+        else:
             self.calls += 1
         features: Tensor = self.layer(inputs.flatten(1)) / (1 + self.counted + self.calls)
         return features
 
 
 def counting(shape: tuple[int, ...], width: int) -> nn.Module:
-    return Counting(width, beside=False)
+    return Counting(width)
+
+
+def counting_anew(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Counting(width, "another buffer")
 
 
 def counting_beside(shape: tuple[int, ...], width: int) -> nn.Module:
-    return Counting(width, beside=True)
+    return Counting(width, "beside")
 
 
-@pytest.mark.parametrize("architecture", [counting, counting_beside])
+@pytest.mark.parametrize("architecture", [counting, counting_anew, counting_beside])
 def test_a_teacher_that_counts_its_calls_does_so_under_either_plan(architecture: Architecture) -> None:
     def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
         return F.mse_loss(networks["student"](batch.inputs), networks["teacher"](batch.inputs))
@@ -448,6 +455,19 @@ def test_a_teacher_that_counts_its_calls_does_so_under_either_plan(architecture:
     for first, second in zip(*found, strict=True):
         for name, tensor in first.tensors.items():
             torch.testing.assert_close(second.tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+@both
+def test_two_teachers_of_one_architecture_have_modules_of_their_own(execute: Executor[Any]) -> None:
+    def taught(networks: Networks, batch: Batch, frozen: Tensors) -> Tensor:
+        other = networks["other"](batch.inputs).sum() if "other" in networks else 0.0
+        return F.mse_loss(networks["student"](batch.inputs), networks["teacher"](batch.inputs)) + 0 * other
+
+    teachers = {name: request(k, counting_beside).models["student"] for k, name in enumerate(["teacher", "other"])}
+    one = replace(request(0, plain, taught), teachers={"teacher": teachers["teacher"]})
+    both_of_them = replace(one, teachers=teachers)
+    (first,), (second,) = answered(execute, [one]), answered(execute, [both_of_them])
+    assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
 
 
 def nothing(networks: Networks, batch: Batch, frozen: Tensors) -> Any:
