@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedkd.learner.cohort import answer_together
-from fedkd.learner.fit import KeepingError, answer, is_of_memory
+from fedkd.learner.fit import answer, is_of_memory
 from fedkd.learner.requests import Answer, Ask, Fit, Request
 
 LOG = logging.getLogger("fedkd")
@@ -170,9 +170,8 @@ def _together(requests: Sequence[Request]) -> list[Answer | Exception]:
         if not half and is_of_memory(error):  # a machine with more would not train in another way
             return [_told(error)]
         said = re.split(r"\. |\n", f"{type(error).__name__}: {error}".strip())[0]  # torch goes on with advice
-        nobody = isinstance(error, KeepingError)  # and no half of them either
     # Here, where the error is gone, and with it the memory of all that it was raised in.
-    if half and not nobody:
+    if half:
         return [*_together(requests[:half]), *_together(requests[half:])]
     return [_plainly(request, said) for request in requests]
 

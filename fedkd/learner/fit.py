@@ -20,10 +20,6 @@ from fedkd.seeding import derive_seed, generators_restored, seed_everything
 T = TypeVar("T")
 
 
-class KeepingError(NotImplementedError):
-    """Why models are not trained together: they keep something besides their tensors."""
-
-
 Arranged = Callable[[Tensors], Tensors]
 PREDICT_ROWS = 1024
 FEWEST_ROWS = 64
@@ -229,13 +225,13 @@ def loss_of(
         teachers: tensors of the frozen models, by model name.
 
     Raises:
-        KeepingError: a module keeps something that is none of its tensors, and is all clients' at once.
+        NotImplementedError: a module keeps something that is none of its tensors, and is all clients' at once.
     """
     with _bound(request, {**parameters, **{name: tensor.clone() for name, tensor in others.items()}}) as trained:
         networks = {**trained, **_teachers(request, teachers)}
         loss = _loss(request, networks, Batch(inputs, targets), frozen)
         if part := next((network.changed for network in networks.values() if network.changed), ""):
-            raise KeepingError(f"{part} is changed by the model itself")
+            raise NotImplementedError(f"{part} is changed by the model itself")
         return loss, _others(trained)
 
 

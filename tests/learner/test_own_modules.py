@@ -13,6 +13,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from fedkd.data.samples import Samples
+from fedkd.learner import executor
 from fedkd.learner.cohort import fit_cohort
 from fedkd.learner.executor import Executor, Program, lockstep, one_by_one
 from fedkd.learner.fit import batches, fit, predict
@@ -455,6 +456,37 @@ def test_a_teacher_that_counts_its_calls_does_so_under_either_plan(architecture:
     for first, second in zip(*found, strict=True):
         for name, tensor in first.tensors.items():
             torch.testing.assert_close(second.tensors[name], tensor, rtol=0, atol=1e-12)
+
+
+class Excited(nn.Module):
+    """Keeps that it has seen a batch of five."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer, self.excited = nn.Linear(STEPS * CHANNELS, width), False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.excited |= len(inputs) == 5
+        features: Tensor = self.layer(inputs.flatten(1))
+        return features
+
+
+def excited(shape: tuple[int, ...], width: int) -> nn.Module:
+    return Excited(width)
+
+
+def test_only_whose_module_keeps_something_is_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' bits would depend on who else is there."""
+    alone: list[int] = []
+
+    def plainly(asked: Fit) -> dict[str, Model]:
+        alone.append(asked.seed)
+        return fit(asked)
+
+    monkeypatch.setattr(executor, "answer", plainly)
+    requests = [request(k, excited) for k in range(CLIENTS)]
+    answered(lockstep, requests)
+    assert sorted(alone) == [k for k in range(CLIENTS) if len(requests[k].samples) % 4 == 1]
 
 
 @both
