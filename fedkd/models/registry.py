@@ -76,7 +76,7 @@ _KEPT: list[Any] = []
 
 def kept(function: F) -> F:
     """Have what a function makes of a model's specification kept, until :func:`forget`."""
-    cached: Any = lru_cache(function)
+    cached: Any = lru_cache(maxsize=None)(function)
     _KEPT.append(cached)
     return cached  # type: ignore[no-any-return]  # to be called as the function is
 
