@@ -8,17 +8,23 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.app import Message
+from ray.exceptions import RayError
 
 from fedkd.app.client import TRAIN
 from fedkd.app.history import RoundRecord
 from fedkd.app.loop import run
+from fedkd.app.wire import pack
 from fedkd.config import Experiment
+from fedkd.engine.grid import SimulationGrid
 from fedkd.engine.local import LocalGrid
 from fedkd.engine.simulate import simulate
 from fedkd.errors import RunError, UserError
+from fedkd.flower_internals import ensure_task_identity
 from tests.engine.mortals import CPUS, SMALL, mortal, on_ray, outcome
 from tests.engine.processes import marked, shared_memory
 
@@ -126,6 +132,54 @@ def test_a_client_that_always_kills_its_worker_fails_alone(
     # From then on it is in quarantine: it kills nobody in the second round, which names it all the same.
     assert [path.name for path in (own_strategies / "deaths").iterdir()] == ["round-1"]
     assert finished.rounds[1].failed["client-1"].startswith("in quarantine since it killed 2 workers (")
+
+
+class Mortuary:
+    """A pool of one worker, which dies of whatever it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[list[str]] = []
+        self.queue: list[object] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def least_busy(self, *, idle: bool) -> object:
+        return None if self.queue else self
+
+    def give(self, worker: object, tasks: list[Any], objects: list[Any]) -> tuple[object, None, None]:
+        self.given.append([task.key for task in tasks])
+        self.queue.append(object())
+        return self.queue[-1], None, None
+
+    def replace(self, worker: object) -> list[object]:
+        lost, self.queue = self.queue, []
+        return lost
+
+    def empty_queues(self) -> None:
+        self.queue.clear()
+
+
+def test_a_unit_is_run_again_as_a_whole_before_its_clients_are_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedkd.engine import ray as engine
+    from fedkd.engine.ray import RayGrid
+
+    ensure_task_identity()
+
+    def dead(references: object) -> None:
+        raise RayError
+
+    monkeypatch.setattr(engine, "ray", SimpleNamespace(wait=lambda refs, **_: (refs, []), get=dead))
+    grid: Any = RayGrid.__new__(RayGrid)
+    SimulationGrid.__init__(grid, Experiment(**{**SMALL, "strategy": "fedavg", "strategies": {}}))
+    grid._pool = pool = Mortuary()
+    keys = [f"client-{k}" for k in range(4)]
+    unit = [(Message(pack({}), dst_node_id=k, message_type=TRAIN), key) for k, key in enumerate(keys)]
+
+    found = [key for key, reply, state in grid.run_units([unit]) if reply.has_error()]
+
+    assert pool.given == [keys, keys, *([key] for key in keys)]
+    assert found == keys
 
 
 def test_who_is_in_quarantine_stays_there_in_a_run_that_is_gone_on_with(
