@@ -83,7 +83,9 @@ class _Part:
             return None if id(value) in self._known else object()
         if isinstance(value, dict | list | tuple | set | frozenset | deque):
             items = [*value, *value.values()] if isinstance(value, dict) else value
-            return [(_Is(item), self._content_but_for(item, seen)) for item in items]
+            content = [(_Is(item), self._content_but_for(item, seen)) for item in items]
+            fixed = isinstance(value, tuple | frozenset) and all(held is None for _, held in content)
+            return None if fixed else content
         if isinstance(value, Tensor):  # which counts how often it was changed in place
             return None if value.is_inference() else value._version
         if isinstance(value, partial | FunctionType | BuiltinFunctionType | MethodType):
