@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -38,15 +38,27 @@ def _switches_as_usual() -> Iterator[None]:
         yield
 
 
-class _Process:
+def _are_as_usual() -> bool:
+    narrow = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not narrow
+
+
+class _Process(ExitStack):
     """What of a process a client may change, to be put back before anybody else computes."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.dtype, self.threads, self.folder = torch.get_default_dtype(), torch.get_num_threads(), _folder()
         self.device = torch.get_default_device()
 
+    def end_client(self) -> None:
+        """Put back whatever a client leaves behind, for those who follow."""
+        if not _are_as_usual():  # looked at first: thousands of clients switch nothing
+            self.enter_context(_switches_as_usual())  # and not set: what has been entered may hold a switch
+        self.restore()
+
     def restore(self) -> None:
-        """Put everything back."""
+        """Put everything back but for the switches, which requests look after."""
         if torch.get_default_dtype() != self.dtype:
             torch.set_default_dtype(self.dtype)
         if torch.get_default_device() != self.device:
@@ -77,8 +89,8 @@ def one_by_one(programs: Sequence[Program[T]]) -> list[T | Exception]:
     Returns:
         For each program what it returned, or the exception that ended it: one client's mistake is not another's.
     """
-    process = _Process()
-    return [_outcome(program, answer, process) for program in programs]
+    with _Process() as process:
+        return [_outcome(program, answer, process) for program in programs]
 
 
 @_switches_as_usual()
@@ -86,19 +98,20 @@ def lockstep(programs: Sequence[Program[T]]) -> list[T | Exception]:
     """Run all programs together (see :func:`one_by_one` for arguments and result)."""
     import greenlet  # only here: a real client, which runs alone, has no need of it
 
-    hub, process = greenlet.getcurrent(), _Process()
+    hub = greenlet.getcurrent()
 
     def ask(request: Request) -> Answer:
         asked_within_an_objective = greenlet.getcurrent() is hub
         return answer(request) if asked_within_an_objective else hub.switch(request)
 
-    workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask, process)) for program in programs]
-    try:
-        return _to_the_end(workers)
-    finally:  # interrupted: what waits ends here, and not when it is collected, in the middle of anything
-        for worker in workers:
-            if not worker.dead:
-                worker.throw()
+    with _Process() as process:
+        workers = [greenlet.greenlet(lambda program=program: _outcome(program, ask, process)) for program in programs]
+        try:
+            return _to_the_end(workers)
+        finally:  # interrupted: what waits ends here, and not when it is collected, in the middle of anything
+            for worker in workers:
+                if not worker.dead:
+                    worker.throw()
 
 
 def _to_the_end(workers: Sequence[Any]) -> list[Any]:
@@ -122,12 +135,11 @@ def _outcome(program: Program[T], ask: Ask, process: _Process) -> T | Exception:
             return ask(request)
 
     try:
-        with _switches_as_usual():  # for those who follow too, whatever this client leaves behind
-            return program(neutrally)
+        return program(neutrally)
     except BaseException as error:
         return _told(error)
     finally:
-        process.restore()
+        process.end_client()
 
 
 def _told(error: BaseException) -> Exception:
